@@ -1,0 +1,50 @@
+# Two commands do everything, set-up included:  make leaderboard   make test
+# PRESET=cpu_real (or mvtec) makes another leaderboard; CORES=4 uses that many cores.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+PRESET ?= demo
+CORES ?= all
+CONFIG ?=
+BIN := .venv/bin
+
+.PHONY: leaderboard test lint format schemas benchmark clean help
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+leaderboard: .venv/ready  ## make the data, train, predict, evaluate; print the table
+	$(BIN)/snakemake --cores $(CORES) --config preset=$(PRESET) $(CONFIG)
+	@$(BIN)/python -m workflow.show --config preset=$(PRESET) $(CONFIG)
+
+test: .venv/ready lint  ## lint, types, tests
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check -l 100 Snakefile workflow/rules
+	$(BIN)/mypy params algorithms stages workflow metrics/visionad_metrics
+	$(BIN)/snakemake --lint > .plan/lint.txt 2>&1 || (cat .plan/lint.txt; exit 1)
+
+format: .venv/ready  ## format code and rules
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt -l 100 Snakefile workflow/rules
+
+schemas: .venv/ready  ## write workflow/schemas/ from the models
+	$(BIN)/python -m params.schemas
+
+benchmark: .venv/ready  ## measure the coreset against its peers' loops
+	$(BIN)/python benchmarks/coreset.py
+
+# Remade when what to install changes; a half-made environment has no `ready`.
+.venv/ready: pyproject.toml metrics/pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade 'pip>=24' 'setuptools>=77' wheel
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable metrics --editable '.[dev,backbones]'
+	touch $@
+
+clean:  ## delete results and demo data, keep the environment
+	rm -rf results/[!R]* data/demo .plan .snakemake

@@ -1,0 +1,1 @@
+"""The algorithms: one file each, tensors in, anomaly maps and scores out."""

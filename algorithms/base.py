@@ -1,0 +1,194 @@
+"""The contract between algorithms and the benchmark (``docs/adding_an_algorithm.md``)."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+# What a batch holds: feature maps, one (N, C, H, W) per layer in the order that the algorithm's
+# YAML names them, or images, as a list of one (N, 3, H, W). Float32, on the context's device.
+Batch = list[Tensor]
+
+
+class Loader(Protocol):
+    """Batches of training data in the order of one epoch; may be iterated again."""
+
+    def __iter__(self) -> Any: ...
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an algorithm may know of its surroundings before it sees data."""
+
+    image_size: tuple[int, int]  # (H, W) of the maps it must return
+    shapes: tuple[tuple[int, int, int], ...]  # (C, H, W) of each tensor of a batch
+    n_train: int
+    seed: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Maps (N, H, W) and scores (N,) by method name; higher is more anomalous."""
+
+    maps: Mapping[str, Tensor]
+    scores: Mapping[str, Tensor]
+
+
+class Algorithm(ABC):
+    """Base of all algorithms.
+
+    Attributes
+    ----------
+    inputs
+        What batches hold: cached ``features`` or ``images``.
+    primary
+        The (map method, score method) that the leaderboard shows.
+    shuffle
+        Whether training batches come in a new random order each epoch.
+    """
+
+    inputs: ClassVar[Literal["features", "images"]]
+    primary: ClassVar[tuple[str, str]]
+    shuffle: ClassVar[bool] = True
+
+    def __init__(self, parameters: Any, context: Context) -> None:
+        self.parameters = parameters
+        self.context = context
+
+    @abstractmethod
+    def train_one_epoch(self, loader: Loader) -> dict[str, float]:
+        """Learn from one pass; return losses by name. Fitting methods do all here, in one epoch."""
+
+    def before_eval(self, loader: Loader) -> None:  # noqa: B027 - optional, empty by default
+        """Prepare for prediction after the last epoch; timed as training."""
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> Prediction:
+        """Score one batch; the result must not depend on how images are batched."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Return all that prediction needs."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state` returned."""
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Return what resuming needs beyond :meth:`state` (optimiser moments)."""
+        return {}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Restore what :meth:`training_state` returned."""
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors``."""
+        save_tensors(self.state(), folder / "model.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote."""
+        self.load_state(load_file(folder / "model.safetensors", device=str(self.context.device)))
+
+
+class GradientAlgorithm(Algorithm):
+    """An algorithm that is a network, an optimiser and a loss."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the training loss of one batch, a scalar."""
+
+    def train_one_epoch(self, loader: Loader) -> dict[str, float]:
+        self.network.train()
+        total, images = 0.0, 0
+        for batch in loader:
+            loss = self.loss(batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            total += loss.item() * len(batch[0])
+            images += len(batch[0])
+        return {"loss": total / images}
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.network.state_dict())
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.network.load_state_dict(state)
+
+    def training_state(self) -> dict[str, Tensor]:
+        moments = self.optimizer.state_dict()["state"]
+        return {
+            f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
+            for index, values in moments.items()
+            for name, value in values.items()
+        }
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            index, name = key.split(".", 1)
+            moments.setdefault(int(index), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors (which wants them contiguous and unshared)."""
+    save_file(
+        {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, path
+    )
+
+
+AlgorithmT = TypeVar("AlgorithmT", bound=type[Algorithm])
+_REGISTRY: dict[str, type[Algorithm]] = {}
+
+
+def register(name: str) -> Callable[[AlgorithmT], AlgorithmT]:
+    """Register a class as the algorithm ``name``, which must be its file's name too."""
+
+    def decorate(cls: AlgorithmT) -> AlgorithmT:
+        if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
+            raise ValueError(f"two algorithms are registered as {name}")
+        if cls.__module__.rsplit(".", 1)[-1] != name:
+            raise ValueError(f"algorithm {name} must live in algorithms/{name}.py")
+        _REGISTRY[name] = cls
+        return cls
+
+    return decorate
+
+
+def names() -> list[str]:
+    """List the registered algorithms' names, from the files, importing none of them."""
+    marker = "@register" + "("
+    folder = Path(__file__).parent
+    return sorted(path.stem for path in folder.glob("*.py") if marker in path.read_text("utf-8"))
+
+
+def create(
+    name: str, parameters: Iterable[tuple[str, Any]] | Mapping[str, Any], context: Context
+) -> Algorithm:
+    """Build the algorithm ``name`` with its hyperparameters.
+
+    Raises
+    ------
+    LookupError
+        If no such algorithm is registered.
+    """
+    if name not in names():
+        raise LookupError(f"unknown algorithm {name}; known: {', '.join(names())}")
+    module = importlib.import_module(f"algorithms.{name}")
+    hyperparameters = module.Hyperparameters(**dict(parameters))
+    return _REGISTRY[name](hyperparameters, context)

@@ -1,0 +1,77 @@
+"""Checks of the arrays that metrics are given; every message names the argument.
+
+Axes are written as ``"N H W"``. No check changes a value or its precision.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_REAL_KINDS = "iuf"  # numpy's one-letter kinds: signed, unsigned, floating
+
+
+def real_array(values: ArrayLike, name: str, axes: str) -> NDArray[Any]:
+    """Return ``values`` as an array of finite integers or floats, in the dtype they have.
+
+    Raises
+    ------
+    TypeError
+        If the values are not real numbers; bool is refused, as it is likely a mask.
+    ValueError
+        If the shape has other axes, or a value is nan or infinite.
+    """
+    array = _array(values, name, axes)
+    if array.dtype.kind not in _REAL_KINDS:
+        raise TypeError(f"{name} must be integers or floats, got dtype {array.dtype}")
+    finite = np.isfinite(array)
+    if not finite.all():
+        bad = array.size - np.count_nonzero(finite)
+        first = tuple(int(i) for i in np.unravel_index(finite.argmin(), finite.shape))
+        raise ValueError(
+            f"{name} must be finite: {bad} of {array.size} values are nan or infinite, "
+            f"the first at {first}"
+        )
+    return array
+
+
+def binary_array(values: ArrayLike, name: str, axes: str) -> NDArray[np.bool]:
+    """Return ``values``, which hold bool or 0/1 of any numeric dtype, as a bool array.
+
+    Raises
+    ------
+    TypeError
+        If the values are neither bool nor real numbers.
+    ValueError
+        If the shape has other axes, or a value is neither 0 nor 1 (as in masks of 0 and 255).
+    """
+    array = _array(values, name, axes)
+    if array.dtype.kind not in "b" + _REAL_KINDS:
+        raise TypeError(f"{name} must be bool or 0/1, got dtype {array.dtype}")
+    positive = array.astype(np.bool, copy=False)
+    other = array[positive != array]
+    if other.size:
+        raise ValueError(
+            f"{name} must be bool or 0/1, got the value {other[0]}; binarise first, as {name} > 0"
+        )
+    return positive
+
+
+def same_shape(**arrays: NDArray[Any]) -> None:
+    """Raise ``ValueError`` unless all arrays, given by name, have one shape."""
+    if len({array.shape for array in arrays.values()}) > 1:
+        shapes = ", ".join(f"{name} has {array.shape}" for name, array in arrays.items())
+        raise ValueError(f"{' and '.join(arrays)} must have the same shape, but {shapes}")
+
+
+def _array(values: ArrayLike | None, name: str, axes: str) -> NDArray[Any]:
+    shape = "(" + ", ".join(axes.split()) + ("," if " " not in axes else "") + ")"
+    if values is None:
+        raise TypeError(f"{name} must be an array of shape {shape}, got None")
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # lists of unequal lengths
+        raise ValueError(f"{name} must be an array of shape {shape}: {error}") from error
+    if array.ndim != len(axes.split()):
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    return array

@@ -1,0 +1,177 @@
+"""Pydantic models of every file under ``params/``: what a person may write, and nothing else.
+
+Reading (inheritance, presets, command-line values, error messages) is in :mod:`params.reading`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+# One path component: what becomes a folder name below results/ must not be able to leave it.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
+Colour = Annotated[float, Field(ge=0, le=1)]
+RGB = tuple[Colour, Colour, Colour]
+
+
+class Strict(BaseModel):
+    """Base of all models: unknown keys are errors and values cannot be changed after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Protocol(Strict):
+    """How images and masks are brought to the arrays that algorithms and metrics see."""
+
+    image_size: int = Field(256, ge=32, le=4096, description="side in px of an algorithm's input")
+    crop: float = Field(1.0, gt=0, le=1, description="centre fraction of each side that is kept")
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
+    mean: RGB = (0.485, 0.456, 0.406)
+    std: RGB = (0.229, 0.224, 0.225)
+    evaluation_size: int = Field(256, ge=16, le=4096, description="side in px of masks and maps")
+
+
+class Budget(Strict):
+    """What an algorithm may spend."""
+
+    train_seconds: float | None = Field(
+        7200, gt=0, description="training wall time; null: no limit"
+    )
+
+
+class Checks(Strict):
+    """What the index stage demands of a data set."""
+
+    policy: Literal["fail", "skip"] = "fail"
+    min_train_images: int = Field(10, ge=2)
+
+
+class Page(Strict):
+    """A Markdown page of results, beside published numbers."""
+
+    path: str = Field(pattern=r"^docs/[A-Za-z0-9_\-]+\.md$")
+    published: str | None = None
+
+
+class Benchmark(Strict):
+    """One run: which algorithms, on which data, measured how."""
+
+    title: str
+    datasets: dict[Name, list[Name] | Literal["all"]] = Field(min_length=1)
+    roots: dict[Name, str] = {}
+    algorithms: list[Name] = Field(min_length=1)
+    variant: Name | None = None
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([0], min_length=1)
+    metrics: list[Name] = Field(min_length=1)
+    protocol: Protocol = Protocol()
+    budget: Budget = Budget()
+    checks: Checks = Checks()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    page: Page | None = None
+
+    @model_validator(mode="after")
+    def _no_doubles(self) -> Benchmark:
+        lists: dict[str, list[Any]] = {
+            "algorithms": list(self.algorithms),
+            "seeds": list(self.seeds),
+            "metrics": list(self.metrics),
+        }
+        for dataset, categories in self.datasets.items():
+            if categories != "all":
+                lists[f"datasets.{dataset}"] = list(categories)
+        for field, values in lists.items():
+            doubled = sorted({str(value) for value in values if values.count(value) > 1})
+            if doubled:
+                raise ValueError(f"{field} names {', '.join(doubled)} more than once")
+        return self
+
+
+class Weights(Strict):
+    """Where a backbone's weights come from. ``random`` is for tests only."""
+
+    source: Literal["timm", "file", "package", "random"]
+    path: str | None = Field(None, description="source file: a safetensors or torch state dict")
+    package: str | None = Field(None, description="source package: the import name")
+    file: str | None = Field(None, description="source package: the file inside it")
+    keys: Literal["timm", "efficientnet_pytorch"] = "timm"
+    seed: int = Field(0, description="source random: seed of the initialisation")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Weights:
+        needed = {"file": ("path",), "package": ("package", "file")}.get(self.source, ())
+        for field in needed:
+            if getattr(self, field) is None:
+                raise ValueError(f"weights with source {self.source} need the key {field}")
+        return self
+
+
+class Backbone(Strict):
+    """A timm model whose feature maps are computed once and shared."""
+
+    model: str
+    weights: Weights
+    layers: dict[Name, int] = Field(
+        min_length=1, description="name -> timm out_index, finest first"
+    )
+    mean: RGB
+    std: RGB
+    image_size: int | None = Field(None, ge=32, description="where the network dictates its own")
+    dtype: Literal["float16", "float32"] = "float16"
+    padding: Literal["zeros", "reflect"] = "zeros"
+    reduction: int = Field(1, ge=1, description="average-pooling factor before storing")
+
+
+class Demo(Strict):
+    """The synthetic data set, drawn by a stage of ours."""
+
+    kind: Literal["demo"]
+    root: str
+    categories: list[Name] = Field(min_length=1)
+    licence: str | None = None
+    image_size: int | None = Field(None, ge=32)
+    seed: int = Field(0, ge=0)
+    size: int = Field(256, ge=64, le=1024)
+    train_good: int = Field(40, ge=2)
+    test_good: int = Field(12, ge=0)
+    per_defect: int = Field(8, ge=0)
+
+
+class Mvtec(Strict):
+    """A folder in MVTec's layout: ``<category>/{train/good,test/<type>,ground_truth/<type>}``."""
+
+    kind: Literal["mvtec"]
+    root: str
+    categories: list[Name] | None = Field(None, description="null: every folder below the root")
+    licence: str | None = None
+    image_size: int | None = Field(None, ge=32, description="instead of the protocol's")
+
+
+Dataset = Annotated[Demo | Mvtec, Field(discriminator="kind")]
+
+
+class Algorithm(Strict):
+    """One row of the leaderboard: an algorithm, its features and its hyperparameters."""
+
+    algorithm: Name
+    backbone: Name | None = None
+    layers: list[Name] = []
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(32, ge=1)
+    parameters: dict[str, Any] = {}
+
+
+class Metrics(Strict):
+    """Parameters of the metrics, by metric name."""
+
+    by_defect_type: bool = True
+    parameters: dict[Name, dict[str, Any]] = {}
+
+
+class Figures(Strict):
+    """How figures look."""
+
+    formats: list[Literal["svg", "png"]] = Field(["svg", "png"], min_length=1)
+    dpi: int = Field(150, ge=50, le=600)
+    colour_map: str = "inferno"
+    sheet_rows: int = Field(6, ge=1, le=50)

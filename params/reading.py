@@ -1,0 +1,320 @@
+"""Reads ``params/``: inheritance, variants, presets, command-line values, and clear errors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from params import models
+from params.hyperparameters import DeclarationError, declaration
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class ParamsError(ValueError):
+    """One or more things wrong in the configuration, each with file, key and remedy."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that one run has configured, validated and with all inheritance resolved."""
+
+    benchmark: models.Benchmark
+    algorithms: Mapping[str, models.Algorithm]
+    backbones: Mapping[str, models.Backbone]
+    datasets: Mapping[str, models.Demo | models.Mvtec]
+    categories: Mapping[str, list[str]]
+    metrics: models.Metrics
+    figures: models.Figures
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key may stand once: PyYAML would silently keep the last one."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)  # type: ignore[no-untyped-call]
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    problem=f"line {line}: {key!r} stands twice"
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML mapping; an empty file is an empty mapping.
+
+    Raises
+    ------
+    ParamsError
+        If the file is missing, is not YAML, or holds something else than a mapping.
+    """
+    if not path.is_file():
+        raise ParamsError(f"{path}: no such file")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path}: not valid YAML: {error}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ParamsError(f"{path}: expected keys and values, found {type(data).__name__}")
+    return data
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay ``over`` on ``base``: mappings merge key by key, all else is replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        # `datasets` is a choice, not a set of settings: naming one must not keep the others.
+        both = isinstance(old, Mapping) and isinstance(value, Mapping) and key != "datasets"
+        result[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def known_names(folder: Path) -> list[str]:
+    """Names of the YAML files in ``folder``, sorted."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}known: {', '.join(known) or 'none'}"
+
+
+def validate(model: type[ModelT], data: Mapping[str, Any], source: Path | str) -> ModelT:
+    """Check ``data`` against a model.
+
+    Raises
+    ------
+    ParamsError
+        Listing every problem as ``file: key: what is wrong``; for an unknown key, the nearest one.
+    """
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        problems = [_describe(model, problem, source) for problem in error.errors()]
+        raise ParamsError("\n".join(problems)) from None
+
+
+def _describe(model: Any, problem: Any, source: Path | str) -> str:
+    location = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        owner = model
+        for part in location[:-1]:
+            owner = _field_model(owner, part)
+        fields = getattr(owner, "model_fields", {})
+        return f"{source}: {'.'.join(location)}: unknown key; {_nearest(location[-1], fields)}"
+    given = f" (given: {problem['input']!r})" if location else ""
+    return f"{source}: {'.'.join(location) or 'whole file'}: {problem['msg']}{given}"
+
+
+def _field_model(owner: Any, part: str) -> Any:
+    field = getattr(owner, "model_fields", {}).get(part)
+    if field is None:
+        return owner
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return owner
+
+
+def read_config(
+    folder: Path, name: str, variant: str | None = None, asked_by: str = ""
+) -> dict[str, Any]:
+    """Read ``folder/name.yaml`` with what it ``extends`` and, where it has it, a variant laid on.
+
+    An algorithm without the variant asked for keeps its publication's values.
+    """
+    return _read_chain(folder, name, variant, asked_by, ())
+
+
+def _read_chain(
+    folder: Path, name: str, variant: str | None, asked_by: str, chain: tuple[str, ...]
+) -> dict[str, Any]:
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise ParamsError(
+            f"{asked_by or folder}: {name}: no file {path}; {_nearest(name, known_names(folder))}"
+        )
+    if name in chain:
+        raise ParamsError(f"{path}: extends itself: {' -> '.join((*chain, name))}")
+    data = read_yaml(path)
+    variants = data.pop("variants", None) or {}
+    parent = data.pop("extends", None)
+    if not isinstance(variants, dict):
+        raise ParamsError(f"{path}: variants: expected names and keys")
+    if parent is not None:
+        inherited = _read_chain(folder, str(parent), variant, f"{path}: extends", (*chain, name))
+        data = merge(inherited, data)
+    if variant is not None and variants.get(variant):
+        data = merge(data, variants[variant])
+    return data
+
+
+def read_algorithm(root: Path, name: str, variant: str | None, asked_by: str) -> models.Algorithm:
+    """Read an algorithm's YAML and check its hyperparameters against the algorithm's own file."""
+    path = root / "params" / "algorithms" / f"{name}.yaml"
+    config = validate(models.Algorithm, read_config(path.parent, name, variant, asked_by), path)
+    source = root / "algorithms" / f"{config.algorithm}.py"
+    if not source.is_file():
+        known = sorted(
+            file.stem for file in source.parent.glob("*.py") if "@register(" in file.read_text()
+        )
+        raise ParamsError(
+            f"{path}: algorithm: {config.algorithm}: no {source}; "
+            f"{_nearest(config.algorithm, known)}"
+        )
+    try:
+        declared = declaration(source)
+    except DeclarationError as error:
+        raise ParamsError(str(error)) from error
+    needs_features = declared.inputs == "features"
+    if needs_features and (config.backbone is None or not config.layers):
+        raise ParamsError(f"{path}: {config.algorithm} reads features: give backbone and layers")
+    if not needs_features and (config.backbone is not None or config.layers):
+        raise ParamsError(
+            f"{path}: {config.algorithm} reads images: backbone and layers are unused"
+        )
+    try:
+        resolved = declared.hyperparameters.model_validate(config.parameters)
+    except ValidationError as error:
+        lines = [
+            _describe(declared.hyperparameters, problem, f"{path}: parameters")
+            for problem in error.errors()
+        ]
+        raise ParamsError("\n".join(lines)) from None
+    return config.model_copy(update={"parameters": resolved.model_dump(mode="json")})
+
+
+def read_benchmark(root: Path, overrides: Mapping[str, Any]) -> models.Benchmark:
+    """Lay the preset and then ``overrides`` over ``params/benchmark.yaml``."""
+    path = root / "params" / "benchmark.yaml"
+    data = read_yaml(path)
+    preset = overrides.get("preset", data.get("preset"))
+    sources = [str(path)]
+    if preset is not None:
+        folder = root / "params" / "presets"
+        data = merge(data, read_config(folder, str(preset), asked_by=f"{path}: preset"))
+        sources.append(str(folder / f"{preset}.yaml"))
+    if overrides:
+        data = merge(data, overrides)
+        sources.append("--config")
+    data.pop("preset", None)
+    return validate(models.Benchmark, data, " + ".join(sources))
+
+
+def read_dataset(root: Path, name: str, new_root: str | None) -> models.Demo | models.Mvtec:
+    """Read a data set's YAML; ``new_root`` is the run's own place for it."""
+    path = root / "params" / "datasets" / f"{name}.yaml"
+    data = read_config(path.parent, name, asked_by="datasets")
+    if new_root is not None:
+        data["root"] = new_root
+    kinds: dict[str, type[models.Demo] | type[models.Mvtec]] = {
+        "demo": models.Demo,
+        "mvtec": models.Mvtec,
+    }
+    if data.get("kind") not in kinds:
+        raise ParamsError(
+            f"{path}: kind: expected one of {', '.join(kinds)}, given: {data.get('kind')!r}"
+        )
+    return validate(kinds[data["kind"]], data, path)
+
+
+def _categories(
+    root: Path, name: str, dataset: models.Demo | models.Mvtec, asked: list[str] | str
+) -> list[str]:
+    place = root / dataset.root
+    known = dataset.categories
+    if known is None:
+        if not place.is_dir():
+            raise ParamsError(f"datasets.{name}: root {place} is not a folder")
+        known = sorted(
+            path.name for path in place.iterdir() if path.is_dir() and path.name[0] != "."
+        )
+        if not known:
+            raise ParamsError(f"datasets.{name}: root {place} holds no category folder")
+        checker = TypeAdapter(models.Name)
+        for category in known:
+            try:
+                checker.validate_python(category)
+            except ValidationError:
+                raise ParamsError(
+                    f"datasets.{name}: folder {place / category}: rename it: a category name has "
+                    "only letters, digits, '_', '-' and '.', and starts with a letter or digit"
+                ) from None
+    if asked == "all":
+        return list(known)
+    for category in asked:
+        if category not in known:
+            raise ParamsError(
+                f"datasets.{name}: no category {category}; {_nearest(category, known)}"
+            )
+    return list(asked)
+
+
+def read_run(root: Path, overrides: Mapping[str, Any] | None = None) -> Run:
+    """Read and validate everything a run needs, before anything is computed.
+
+    Parameters
+    ----------
+    root
+        The repository's folder.
+    overrides
+        Keys of ``benchmark.yaml`` given on the command line, e.g. ``{"preset": "cpu_real"}``.
+
+    Raises
+    ------
+    ParamsError
+        With all problems of the file at fault: file, key, value, what is allowed.
+    """
+    benchmark = read_benchmark(root, overrides or {})
+    for name in benchmark.roots:
+        read_config(root / "params" / "datasets", name, asked_by="roots")
+    datasets = {
+        name: read_dataset(root, name, benchmark.roots.get(name)) for name in benchmark.datasets
+    }
+    categories = {
+        name: _categories(root, name, datasets[name], asked)
+        for name, asked in benchmark.datasets.items()
+    }
+    algorithms = {
+        name: read_algorithm(root, name, benchmark.variant, "algorithms")
+        for name in benchmark.algorithms
+    }
+    backbones: dict[str, models.Backbone] = {}
+    for name, algorithm in algorithms.items():
+        if algorithm.backbone is None:
+            continue
+        folder = root / "params" / "backbones"
+        data = read_config(folder, algorithm.backbone, asked_by=f"algorithms/{name}.yaml: backbone")
+        backbone = validate(models.Backbone, data, folder / f"{algorithm.backbone}.yaml")
+        backbones[algorithm.backbone] = backbone
+        for layer in algorithm.layers:
+            if layer not in backbone.layers:
+                raise ParamsError(
+                    f"params/algorithms/{name}.yaml: layers: {layer} is not a layer of "
+                    f"{algorithm.backbone}; {_nearest(layer, backbone.layers)}"
+                )
+    metrics_path = root / "params" / "metrics.yaml"
+    metrics = validate(models.Metrics, read_yaml(metrics_path), metrics_path)
+    catalogue = root / "metrics" / "visionad_metrics" / "catalogue"
+    known_metrics = sorted(path.stem for path in catalogue.glob("[!_]*.py"))
+    for metric in benchmark.metrics:
+        if metric not in known_metrics:
+            raise ParamsError(f"metrics: {metric} is unknown; {_nearest(metric, known_metrics)}")
+    figures_path = root / "params" / "figures.yaml"
+    figures = validate(models.Figures, read_yaml(figures_path), figures_path)
+    return Run(benchmark, algorithms, backbones, datasets, categories, metrics, figures)

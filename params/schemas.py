@@ -1,0 +1,79 @@
+"""Writes the JSON Schemas of all parameter files: ``python -m params.schemas``.
+
+Editors complete and check YAML with them; Snakemake validates ``--config`` with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from params import models
+from params.hyperparameters import declaration
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _inheriting(schema: dict[str, Any]) -> dict[str, Any]:
+    """Let a file leave out what it inherits, and name what it inherits from."""
+    schema = dict(schema)
+    schema.pop("required", None)
+    schema["properties"] = {**schema["properties"], "extends": {"type": "string"}}
+    return schema
+
+
+def build(root: Path = ROOT) -> dict[str, dict[str, Any]]:
+    """Return every schema by its path below ``workflow/schemas/``."""
+    partial = _inheriting(models.Benchmark.model_json_schema())
+    benchmark = dict(
+        partial, properties={**partial["properties"], "preset": {"type": ["string", "null"]}}
+    )
+    dataset = TypeAdapter(models.Demo | models.Mvtec).json_schema()
+    for name in ("Demo", "Mvtec"):
+        dataset["$defs"][name] = _inheriting(dataset["$defs"][name])
+    schemas = {
+        "benchmark.schema.json": benchmark,
+        "preset.schema.json": partial,
+        "dataset.schema.json": dataset,
+        "backbone.schema.json": _inheriting(models.Backbone.model_json_schema()),
+        "metrics.schema.json": models.Metrics.model_json_schema(),
+        "figures.schema.json": models.Figures.model_json_schema(),
+    }
+    for source in sorted((root / "algorithms").glob("*.py")):
+        if "@register(" not in source.read_text(encoding="utf-8"):
+            continue
+        algorithm = _inheriting(models.Algorithm.model_json_schema())
+        parameters = declaration(source).hyperparameters.model_json_schema()
+        algorithm["properties"]["parameters"] = parameters
+        variant = dict(algorithm, title="variant")
+        variant.pop("$defs", None)
+        algorithm = dict(
+            algorithm,
+            properties={
+                **algorithm["properties"],
+                "variants": {"type": "object", "additionalProperties": variant},
+            },
+        )
+        schemas[f"algorithms/{source.stem}.schema.json"] = algorithm
+    for schema in schemas.values():
+        schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schemas
+
+
+def main() -> None:
+    """Write the schemas."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=ROOT / "workflow" / "schemas")
+    folder = parser.parse_args().folder
+    for name, schema in build().items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(schema, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

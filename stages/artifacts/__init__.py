@@ -1,0 +1,1 @@
+"""The formats of what stages read and write (``docs/formats.md``)."""

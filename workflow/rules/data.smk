@@ -1,0 +1,90 @@
+# From images to features: what is there, whether it can be used, what a backbone sees in it.
+
+
+rule demo_data:
+    input:
+        job=".plan/demo_data/{dataset}/{category}.json",
+    output:
+        category=directory("data/{dataset}/{category}"),
+        stamp="data/{dataset}/{category}.provenance.json",
+    log:
+        "results/logs/demo_data/{dataset}/{category}.log",
+    benchmark:
+        "results/benchmarks/demo_data/{dataset}/{category}.tsv"
+    conda:
+        "../envs/visionad.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "drawing {wildcards.dataset}/{wildcards.category}"
+    shell:
+        "{STAGE}.demo_data {input.job} --threads {threads} > {log} 2>&1"
+
+
+rule index:
+    input:
+        job=".plan/index/{dataset}/{category}.json",
+        files=files("index"),
+    output:
+        index="results/index/{dataset}/{category}.parquet",
+        stamp="results/index/{dataset}/{category}.provenance.json",
+    log:
+        "results/logs/index/{dataset}/{category}.log",
+    benchmark:
+        "results/benchmarks/index/{dataset}/{category}.tsv"
+    conda:
+        "../envs/visionad.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "indexing {wildcards.dataset}/{wildcards.category}"
+    shell:
+        "{STAGE}.index {input.job} --threads {threads} > {log} 2>&1"
+
+
+rule check:
+    input:
+        job=".plan/check/{dataset}.json",
+        files=files("check"),
+    output:
+        check="results/check/{dataset}/check.json",
+        stamp="results/check/{dataset}/provenance.json",
+    log:
+        "results/logs/check/{dataset}.log",
+    benchmark:
+        "results/benchmarks/check/{dataset}.tsv"
+    conda:
+        "../envs/visionad.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    message:
+        "checking {wildcards.dataset}"
+    shell:
+        "{STAGE}.check {input.job} --threads {threads} > {log} 2>&1"
+
+
+rule features:
+    input:
+        job=".plan/features/{backbone}/{dataset}/{category}.json",
+        files=files("features"),
+    output:
+        features="results/features/{backbone}/{dataset}/{category}.h5",
+        stamp="results/features/{backbone}/{dataset}/{category}.provenance.json",
+    log:
+        "results/logs/features/{backbone}/{dataset}/{category}.log",
+    benchmark:
+        "results/benchmarks/features/{backbone}/{dataset}/{category}.tsv"
+    retries: 1
+    conda:
+        "../envs/visionad.yaml"
+    threads: 1
+    resources:
+        mem_mb=2500,
+        gpu=USES_GPU,
+    message:
+        "features of {wildcards.dataset}/{wildcards.category} by {wildcards.backbone}"
+    shell:
+        "{STAGE}.features {input.job} --threads {threads} > {log} 2>&1"

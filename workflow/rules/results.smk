@@ -1,0 +1,109 @@
+# From metrics to what people look at.
+
+
+rule aggregate:
+    input:
+        job=".plan/aggregate/{dataset}.json",
+        files=files("aggregate"),
+    output:
+        long="results/leaderboard/{dataset}/long.csv",
+        costs="results/leaderboard/{dataset}/costs.csv",
+        leaderboard=report(
+            "results/leaderboard/{dataset}/leaderboard.md",
+            caption="../report/leaderboard.rst",
+            category="Leaderboard",
+            labels={"data set": "{dataset}"},
+        ),
+        tables=directory("results/leaderboard/{dataset}/tables"),
+        stamp="results/leaderboard/{dataset}/provenance.json",
+    log:
+        "results/logs/aggregate/{dataset}.log",
+    benchmark:
+        "results/benchmarks/aggregate/{dataset}.tsv"
+    conda:
+        "../envs/visionad.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "leaderboard of {wildcards.dataset}"
+    shell:
+        "{STAGE}.aggregate {input.job} --threads {threads} > {log} 2>&1"
+
+
+rule figures:
+    input:
+        job=".plan/figures/{dataset}.json",
+        files=files("figures"),
+    output:
+        figures=report(
+            directory("results/figures/{dataset}/leaderboard"),
+            patterns=["{name}.svg"],
+            caption="../report/figure.rst",
+            category="Leaderboard",
+            labels={"data set": "{dataset}", "metric": "{name}"},
+        ),
+        stamp="results/figures/{dataset}/leaderboard.provenance.json",
+    log:
+        "results/logs/figures/{dataset}.log",
+    benchmark:
+        "results/benchmarks/figures/{dataset}.tsv"
+    conda:
+        "../envs/visionad.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "figures of {wildcards.dataset}"
+    shell:
+        "{STAGE}.figures {input.job} --threads {threads} > {log} 2>&1"
+
+
+rule sheet:
+    input:
+        job=".plan/sheet/{algorithm}/{dataset}.json",
+        files=files("sheet"),
+    output:
+        sheet=report(
+            directory("results/figures/{dataset}/sheets/{algorithm}"),
+            patterns=["{name}.png"],
+            caption="../report/sheet.rst",
+            category="Anomaly maps",
+            labels={"data set": "{dataset}", "algorithm": "{algorithm}"},
+        ),
+        stamp="results/figures/{dataset}/sheets/{algorithm}.provenance.json",
+    log:
+        "results/logs/sheet/{algorithm}/{dataset}.log",
+    benchmark:
+        "results/benchmarks/sheet/{algorithm}/{dataset}.tsv"
+    conda:
+        "../envs/visionad.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    message:
+        "anomaly maps of {wildcards.algorithm} on {wildcards.dataset}"
+    shell:
+        "{STAGE}.sheet {input.job} --threads {threads} > {log} 2>&1"
+
+
+rule page:
+    input:
+        job=".plan/page/{page}.json",
+        files=files("page"),
+    output:
+        page="docs/{page}.md",
+        stamp="results/page/{page}.provenance.json",
+    log:
+        "results/logs/page/{page}.log",
+    benchmark:
+        "results/benchmarks/page/{page}.tsv"
+    conda:
+        "../envs/visionad.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "page docs/{wildcards.page}.md"
+    shell:
+        "{STAGE}.page {input.job} --threads {threads} > {log} 2>&1"
