@@ -18,4 +18,4 @@ include: "workflow/rules/results.smk"
 rule all:
     default_target: True
     input:
-        targets("aggregate", "figures", "sheet", "page"),
+        targets("check", "aggregate", "figures", "sheet", "page"),

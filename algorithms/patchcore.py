@@ -91,7 +91,7 @@ class PatchCore(Algorithm):
         self.bank = torch.empty(0)
 
     def train_one_epoch(self, loader: Loader) -> dict[str, float]:
-        patches = torch.cat([embed(batch, self.kernels).flatten(0, 1) for batch in loader])
+        patches = self._embed_all(loader)
         if self.parameters.coreset_ratio >= 1:
             self.bank = patches
             return {}
@@ -101,6 +101,18 @@ class PatchCore(Algorithm):
         chosen = greedy_coreset(projected, size, self.parameters.coreset_starts, generator)
         self.bank = patches[chosen]
         return {}
+
+    def _embed_all(self, loader: Loader) -> Tensor:
+        """All training patches (N * H * W, D), written into one allocation."""
+        patches, start = torch.empty(0), 0
+        for batch in loader:
+            rows = embed(batch, self.kernels).flatten(0, 1)
+            if not start:
+                count = self.context.n_train * self.grid[0] * self.grid[1]
+                patches = rows.new_empty(count, rows.shape[1])
+            patches[start : start + len(rows)] = rows
+            start += len(rows)
+        return patches
 
     def predict(self, batch: Batch) -> Prediction:
         results = [self._score(patches) for patches in embed(batch, self.kernels)]

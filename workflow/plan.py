@@ -146,8 +146,7 @@ class Plan:
                     train = self._add(
                         self._train(algorithm, dataset, category, seed, source, index)
                     )
-                    if source is index:
-                        train.waits_for.append(check)
+                    train.waits_for.append(check)
                     predict = self._add(self._predict(train, source, index))
                     evaluate = self._add(self._evaluate(predict, index))
                     leaves.append((train, predict, evaluate))

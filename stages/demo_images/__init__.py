@@ -1,7 +1,7 @@
 """Renderer of the synthetic `demo` data set, in the folder layout of MVTec AD.
 
-Three categories stand for three kinds of inspection: `weave` (a texture), `flange` (an object in any
-rotation) and `kit` (logical rules of what lies where). Nothing here is a photograph.
+Three categories stand for three kinds of inspection: `weave` (a texture), `flange` (an object in
+any rotation) and `kit` (logical rules of what lies where). Nothing here is a photograph.
 """
 
 import zlib
@@ -101,21 +101,25 @@ def _tiles(root: Path, columns: int) -> list[tuple[str, Image.Image]]:
     return tiles[:columns]
 
 
-def contact_sheet(folder: Path, categories: Sequence[str], columns: int = 8) -> Image.Image:
+def contact_sheet(
+    folder: Path, categories: Sequence[str], columns: int = 8, tile: int = 160
+) -> Image.Image:
     """Overview of a rendered data set: one row a category, good pictures first, then defects.
 
     `folder` holds the categories as `write_category` left them; masks are outlined in red.
+    Pictures are shown `tile` pixels wide.
     """
     rows = [_tiles(folder / category, columns) for category in categories]
-    side, gap, label = rows[0][0][1].width, 8, 22
+    side, gap, label = tile, 8, 20
     sheet = Image.new(
         "RGB", (gap + columns * (side + gap), gap + len(rows) * (side + label + gap)), "white"
     )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
     for row, (category, tiles) in enumerate(zip(categories, rows, strict=True)):
         top = gap + row * (side + label + gap)
-        for column, (name, tile) in enumerate(tiles):
+        for column, (name, picture) in enumerate(tiles):
             left = gap + column * (side + gap)
             draw.text((left, top), f"{category}: {name}", fill=(60, 60, 60), font=font)
-            sheet.paste(tile, (left, top + label))
+            small = picture.resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(small, (left, top + label))
     return sheet

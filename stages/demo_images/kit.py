@@ -31,6 +31,8 @@ TRAY = srgb(66, 74, 84)
 BENCH = srgb(150, 148, 144)
 FINISHES = {"steel": srgb(172, 176, 180), "brass": srgb(200, 164, 88), "black": srgb(52, 52, 55)}
 REACH = {"bolt": 0.27, "washer": 0.064, "nut": 0.068}  # from the centre to the farthest point
+# How far a part may lie from its place, across and along its compartment.
+STRAY = {"bolt": (0.03, 0.06), "washer": (0.04, 0.045), "nut": (0.04, 0.07)}
 COMPARTMENTS = ((0.2, 0.5, 0.125, 0.41), (0.5, 0.5, 0.125, 0.41), (0.8, 0.5, 0.125, 0.41))
 
 
@@ -48,21 +50,39 @@ class Part:
 
 #: The rule: what lies where in a good kit.
 RULE = (
-    Part("bolt", "steel", 0.2, 0.47),
+    Part("bolt", "steel", 0.2, 0.5),
     Part("washer", "brass", 0.5, 0.22),
     Part("washer", "steel", 0.5, 0.5),
     Part("washer", "black", 0.5, 0.78),
     Part("nut", "steel", 0.8, 0.3),
-    Part("nut", "steel", 0.8, 0.66),
+    Part("nut", "steel", 0.8, 0.68),
 )
 
 
+@dataclass(frozen=True)
+class Pose:
+    """How the tray lies under the camera, and where the light comes from (radians)."""
+
+    dx: float
+    dy: float
+    angle: float
+    light: float
+
+    def on_bench(self, x: float, y: float) -> tuple[float, float]:
+        """Picture coordinates of a point of the tray."""
+        cos, sin = np.cos(self.angle), np.sin(self.angle)
+        u, v = x - 0.5, y - 0.5
+        return 0.5 + self.dx + u * cos - v * sin, 0.5 + self.dy + u * sin + v * cos
+
+
 def lay_out(rng: np.random.Generator) -> list[Part]:
-    """Draw a good kit: the parts of `RULE`, in that order, each a little out of place."""
+    """Draw a good kit: the parts of `RULE`, in that order, each within its stray."""
     parts = []
     for part in RULE:
-        dx, dy = rng.uniform(-0.016, 0.016, size=2)
-        angle = rng.normal(0, 0.07) if part.kind == "bolt" else rng.uniform(0, 2 * np.pi)
+        dx, dy = rng.uniform(-1, 1, size=2) * STRAY[part.kind]
+        angle = rng.uniform(0, 2 * np.pi)
+        if part.kind == "bolt":  # along its compartment, the head at either end
+            angle = rng.uniform(-0.09, 0.09) + np.pi * rng.integers(2)
         parts.append(replace(part, x=part.x + dx, y=part.y + dy, angle=angle))
     return parts
 
@@ -79,7 +99,7 @@ def _free_spot(parts: Sequence[Part], part: Part, rng: np.random.Generator) -> P
     """Move a small part to a random spot of the tray where it touches nothing."""
     taken = [circle for other in parts for circle in _circles(other)]
     reach = REACH[part.kind] * part.scale
-    while True:
+    while True:  # the nuts alone always leave room
         x, y, half_w, half_h = COMPARTMENTS[int(rng.integers(len(COMPARTMENTS)))]
         x += rng.uniform(reach - half_w, half_w - reach)
         y += rng.uniform(reach - half_h, half_h - reach)
@@ -95,9 +115,11 @@ def break_rule(
     if defect == "missing_part":
         lost = parts.pop(int(rng.integers(len(parts))))
         return parts, [lost]
+    if defect not in DEFECTS:
+        raise ValueError(f"unknown defect {defect!r}; have {DEFECTS}")
     if defect == "extra_part":
         model = parts[int(rng.integers(1, len(parts)))]  # any part but the bulky bolt
-        angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(0.55, 1.0)
+        angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.0)
         extra = _free_spot(parts, replace(model, angle=angle, scale=scale), rng)
         return [*parts, extra], [extra]
     mode = pick(rng, ("exchange", "exchange", "finish"))
@@ -139,7 +161,7 @@ def _surface(part: Part, x: FloatArray, y: FloatArray, light: float) -> FloatArr
     return np.asarray(np.where(head, facet, round_ * thread), dtype=np.float32)
 
 
-def _place(canvas: FloatArray, part: Part, pose: "Pose", gloss: float) -> None:
+def _place(canvas: FloatArray, part: Part, pose: Pose, gloss: float) -> None:
     """Draw one part with its shadow, in place."""
     size = canvas.shape[0] // SUPER
     centre = pose.on_bench(part.x, part.y)
@@ -167,22 +189,6 @@ def _place(canvas: FloatArray, part: Part, pose: "Pose", gloss: float) -> None:
     paint(view, alpha, np.clip(shade, 0.03, None)[..., None] * FINISHES[part.finish])
 
 
-@dataclass(frozen=True)
-class Pose:
-    """How the tray lies under the camera, and where the light comes from (radians)."""
-
-    dx: float
-    dy: float
-    angle: float
-    light: float
-
-    def on_bench(self, x: float, y: float) -> tuple[float, float]:
-        """Picture coordinates of a point of the tray."""
-        cos, sin = np.cos(self.angle), np.sin(self.angle)
-        u, v = x - 0.5, y - 0.5
-        return 0.5 + self.dx + u * cos - v * sin, 0.5 + self.dy + u * sin + v * cos
-
-
 def _tray(rng: np.random.Generator, size: int, pose: Pose) -> FloatArray:
     """Draw the empty tray: a linear-light canvas (S, S, 3)."""
     place = window(size, 0.5 + pose.dx, 0.5 + pose.dy, 1)
@@ -194,20 +200,20 @@ def _tray(rng: np.random.Generator, size: int, pose: Pose) -> FloatArray:
     top = 1 + np.float32(0.5) * bevel(rim, place.pixel, 0.012, pose.light)
     paint(canvas, cover(rim, 2 * place.pixel), (grain * top)[..., None] * TRAY * np.float32(1.25))
     for cx, cy, half_w, half_h in COMPARTMENTS:
-        well = box_sdf(x - np.float32(cx - 0.5), y - np.float32(cy - 0.5), half_w, half_h, 0.025)
+        place = window(size, *pose.on_bench(cx, cy), half_w + 0.04, half_h + 0.03)
+        well = box_sdf(*place.turned(pose.angle), half_w, half_h, 0.025)
         # The walls shade the floor on the lamp's side and catch light on the other.
         wall = bevel(well, place.pixel, 0.03, pose.light)
-        floor = (0.85 - 0.55 * np.maximum(wall, 0) + 0.25 * np.maximum(-wall, 0)) * grain
-        paint(canvas, cover(well, 2 * place.pixel), floor[..., None] * TRAY)
+        floor = (0.85 - 0.55 * np.maximum(wall, 0) + 0.25 * np.maximum(-wall, 0)) * place.of(grain)
+        paint(place.of(canvas), cover(well, 2 * place.pixel), floor[..., None] * TRAY)
     return canvas
 
 
 def render(rng: np.random.Generator, defect: str | None, size: int) -> tuple[ByteArray, BoolArray]:
     """Render one picture (size, size, 3) uint8 of a kit and its mask (size, size) bool."""
     normal, fault, camera = children(rng, 3)
-    pose = Pose(
-        *normal.uniform(-0.008, 0.008, size=2), normal.normal(0, 0.008), normal.normal(-2.2, 0.12)
-    )
+    dx, dy = normal.uniform(-0.008, 0.008, size=2)
+    pose = Pose(dx, dy, normal.normal(0, 0.008), normal.normal(-2.2, 0.12))
     parts, concerned = lay_out(normal), list[Part]()
     canvas = _tray(normal, size, pose)
     gloss = normal.uniform(0.7, 1.2)

@@ -102,7 +102,7 @@ def _scratch(
 ) -> FloatArray:
     """Score a line into the metal, in place; returns its opacity (S, S)."""
     size = canvas.shape[0] // SUPER
-    length, half = spread(rng, 0.06, 0.28), spread(rng, 0.0013, 0.0032)
+    length, half = spread(rng, 0.08, 0.30), spread(rng, 0.0022, 0.0048)
     angle, r = rng.uniform(0, 2 * np.pi), rng.uniform(0.19, 0.33)
     place = window(size, pose.x + r * np.cos(angle), pose.y + r * np.sin(angle), length / 2 + 0.02)
     distance, along = path_distance(place.x, place.y, wander(rng, length, rng.uniform(0, 0.5)))
@@ -110,11 +110,11 @@ def _scratch(
     skip = np.clip(0.9 + 0.5 * smooth_noise(rng, distance.shape, 6), 0.3, 1)
     groove = cover((distance - half * taper).astype(np.float32), 0.003) * place.of(metal)
     burr = cover((distance - half * taper - 0.003).astype(np.float32), 0.003) * place.of(metal)
-    contrast = spread(rng, 0.25, 0.8)
+    contrast = spread(rng, 0.55, 1.0)
     view = place.of(canvas)
     view *= 1 - ((burr - groove) * skip * np.float32(0.5 * contrast))[..., None]
     bright = rng.random() < 0.7
-    paint(view, (groove * skip * contrast).astype(np.float32), STEEL * (1.9 if bright else 0.25))
+    paint(view, (groove * skip * contrast).astype(np.float32), STEEL * (2.3 if bright else 0.25))
     alpha = np.zeros_like(metal)
     place.of(alpha)[:] = np.maximum(groove, burr)
     return alpha
@@ -122,6 +122,8 @@ def _scratch(
 
 def render(rng: np.random.Generator, defect: str | None, size: int) -> tuple[ByteArray, BoolArray]:
     """Render one picture (size, size, 3) uint8 of a flange and its mask (size, size) bool."""
+    if defect not in (None, *DEFECTS):
+        raise ValueError(f"unknown defect {defect!r}; have {DEFECTS}")
     normal, fault, camera = children(rng, 3)
     pose = _draw_pose(normal)
     place = window(size, pose.x, pose.y, 1)
@@ -166,12 +168,12 @@ def render(rng: np.random.Generator, defect: str | None, size: int) -> tuple[Byt
         sdf = np.hypot(spot.x, spot.y) - np.float32(HOLE_RADIUS)
         if index == lost:
             spot.of(changed)[:] = cover(sdf - np.float32(0.007), 0.004)
-            # Half of the faulty holes were started with too small a drill, not forgotten.
-            if fault.random() < 0.5:
+            # Most faulty holes were started with too small a drill; the others were forgotten.
+            if fault.random() < 0.3:
                 continue
-            sdf = sdf + np.float32(HOLE_RADIUS * fault.uniform(0.2, 0.7))
+            sdf = sdf + np.float32(HOLE_RADIUS * fault.uniform(0.25, 0.75))
         _sink(canvas, metal, spot, sdf, pose)
     if defect == "scratch":
         changed = _scratch(canvas, metal, pose, fault)
-    dust(canvas, normal, 3)
+    dust(canvas, normal, 2)
     return expose(canvas, camera), to_mask(changed)

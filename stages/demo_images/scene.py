@@ -7,6 +7,7 @@ picture's side (x to the right, y down, both 0..1), and photographed by `expose`
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,7 +28,7 @@ def children(rng: np.random.Generator, count: int) -> list[np.random.Generator]:
 
 def srgb(red: int, green: int, blue: int) -> FloatArray:
     """Linear-light colour, shape (3,), in 0..1, of an 8-bit screen colour."""
-    return (np.array([red, green, blue], dtype=np.float32) / 255) ** np.float32(2.2)
+    return np.asarray((np.array([red, green, blue]) / 255) ** 2.2, dtype=np.float32)
 
 
 @lru_cache(maxsize=4)
@@ -61,17 +62,19 @@ class Window:
         return canvas[self.rows, self.cols]
 
 
-def window(size: int, x: float, y: float, reach: float) -> Window:
-    """Window of the canvas that shows all within `reach` of the point (x, y)."""
+def window(size: int, x: float, y: float, reach: float, reach_down: float | None = None) -> Window:
+    """Window of the canvas about the point (x, y): `reach` across, `reach_down` (or it) down."""
     axis = _axis(size)
-    rows, cols = (slice(*np.searchsorted(axis, (c - reach, c + reach))) for c in (y, x))
+    spans = ((y, reach if reach_down is None else reach_down), (x, reach))
+    rows, cols = (slice(*np.searchsorted(axis, (c - r, c + r))) for c, r in spans)
     local_x, local_y = axis[None, cols] - np.float32(x), axis[rows, None] - np.float32(y)
     return Window(rows, cols, local_x, local_y, 1 / (size * SUPER))
 
 
 def cover(sdf: FloatArray, softness: float) -> FloatArray:
     """Opacity 0..1 of the inside of a signed distance, its edge `softness` wide."""
-    return np.clip(np.float32(0.5) - sdf / np.float32(softness), 0, 1)
+    opacity: FloatArray = np.clip(np.float32(0.5) - sdf / np.float32(softness), 0, 1)
+    return opacity
 
 
 def paint(target: FloatArray, alpha: FloatArray, colour: ArrayLike) -> None:
@@ -102,7 +105,7 @@ def path_distance(
     shape = np.broadcast_shapes(x.shape, y.shape)
     best, place = np.full(shape, np.inf, np.float32), np.zeros(shape, np.float32)
     segments = len(points) - 1
-    for index, ((ax, ay), (bx, by)) in enumerate(zip(points[:-1], points[1:], strict=True)):
+    for index, ((ax, ay), (bx, by)) in enumerate(pairwise(points)):
         dx, dy = bx - ax, by - ay
         along = ((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy + 1e-12)
         along = np.clip(along, 0, 1).astype(np.float32)
@@ -116,7 +119,7 @@ def path_distance(
 def wander(
     rng: np.random.Generator, length: float, bend: float, segments: int = 16
 ) -> NDArray[np.float64]:
-    """Random smooth path (segments + 1, 2) centred on the origin; `bend` radians from end to end."""
+    """Random smooth path (segments + 1, 2) about the origin; it turns by `bend` radians."""
     turn = np.cumsum(np.cumsum(rng.normal(size=segments)))
     turn *= bend / max(float(np.ptp(turn)), 1e-9)
     heading = rng.uniform(0, 2 * np.pi) + turn

@@ -41,10 +41,10 @@ def cloth(rng: np.random.Generator, size: int) -> FloatArray:
     x, y = place.turned(rng.normal(0, 0.02))
     scale = np.float32(THREADS * rng.normal(1, 0.01))
     phase_x, phase_y = rng.uniform(THREADS / 2, THREADS, size=2).astype(np.float32)
-    sway = np.float32(rng.uniform(0.10, 0.25))
+    sway = np.float32(rng.uniform(0.03, 0.09))
     u = x * scale + phase_x + sway * smooth_noise(rng, shape, 5)
     v = y * scale + phase_y + sway * smooth_noise(rng, shape, 5)
-    # Draws an uneven yarn: its width wavers along each thread.
+    # The yarn is uneven: its width wavers along each thread.
     thickness = np.float32(rng.normal(0.90, 0.02)) + 0.05 * smooth_noise(rng, shape, 24)
     column, row = np.floor(u), np.floor(v)
     a, b = 2 * (u - column) - 1, 2 * (v - row) - 1
@@ -59,23 +59,19 @@ def cloth(rng: np.random.Generator, size: int) -> FloatArray:
     shade *= _per_thread(rng, number, 0.05)
     fibre = rng.standard_normal(shape, dtype=np.float32)
     shade *= 1 + np.float32(0.06) * fibre
-    tint = np.exp(rng.normal(0, 0.04, size=(2, 3))).astype(np.float32)
+    tint = np.exp(rng.normal(0, 0.02, size=(2, 3))).astype(np.float32)
     colour = np.where(warp_up[..., None], WARP * tint[0], WEFT * tint[1])
     below = np.where(warp_up[..., None], WEFT * tint[1], WARP * tint[0])
-    depth = np.float32(0.28) * (1 - b_squared(along))
+    # A gap between threads shows the crossing thread, deep in shade.
+    depth = np.float32(0.28) * (1 - np.float32(0.6) * along**2)
     return np.asarray(np.maximum(colour * shade[..., None], below * depth[..., None]))
-
-
-def b_squared(along: FloatArray) -> FloatArray:
-    """How far a gap between threads lies in the shade of the crossing thread."""
-    return np.float32(0.6) * along**2
 
 
 def _cut(canvas: FloatArray, rng: np.random.Generator) -> FloatArray:
     size = canvas.shape[0] // SUPER
     x, y = rng.uniform(0.2, 0.8, size=2)
-    length = spread(rng, 0.07, 0.3)
-    half, depth = spread(rng, 0.0025, 0.009), rng.uniform(0.45, 0.9)
+    length = spread(rng, 0.09, 0.32)
+    half, depth = spread(rng, 0.004, 0.012), rng.uniform(0.6, 0.98)
     place = window(size, x, y, length / 2 + 0.04)
     view = place.of(canvas)
     distance, along = path_distance(place.x, place.y, wander(rng, length, rng.uniform(0, 0.9)))
@@ -94,8 +90,8 @@ def _cut(canvas: FloatArray, rng: np.random.Generator) -> FloatArray:
 def _loose_thread(canvas: FloatArray, rng: np.random.Generator) -> FloatArray:
     size = canvas.shape[0] // SUPER
     x, y = rng.uniform(0.25, 0.75, size=2)
-    length = spread(rng, 0.12, 0.5)
-    radius, strength = spread(rng, 0.003, 0.009), rng.uniform(0.45, 0.95)
+    length = spread(rng, 0.16, 0.55)
+    radius, strength = spread(rng, 0.004, 0.0095), rng.uniform(0.5, 0.95)
     place = window(size, x, y, length / 2 + 0.04)
     view = place.of(canvas)
     path = wander(rng, length, rng.uniform(0.5, 4.5), segments=24)
@@ -116,16 +112,16 @@ def _loose_thread(canvas: FloatArray, rng: np.random.Generator) -> FloatArray:
 def _stain(canvas: FloatArray, rng: np.random.Generator) -> FloatArray:
     size = canvas.shape[0] // SUPER
     x, y = rng.uniform(0.2, 0.8, size=2)
-    radius = spread(rng, 0.03, 0.13)
+    radius = spread(rng, 0.035, 0.13)
     place = window(size, x, y, 2.2 * radius)
     px, py = place.turned(rng.uniform(0, np.pi))
     shape = (place.y.size, place.x.size)
     distance = np.hypot(px, py * np.float32(rng.uniform(1, 1.7)))
     outline = radius * (1 + 0.28 * smooth_noise(rng, shape, 4))
     sdf = (distance - outline).astype(np.float32)
-    softness = radius * rng.uniform(0.15, 0.9)
+    softness = radius * rng.uniform(0.1, 0.6)
     alpha = cover(sdf, softness)
-    strength = spread(rng, 0.12, 0.6)
+    strength = spread(rng, 0.45, 1.0)
     dye = np.array([0.55, 0.38, 0.18]) if rng.random() < 0.6 else np.array([0.3, 0.3, 0.32])
     # Liquids leave a darker rim where they dried last.
     rim = 1 + rng.uniform(0, 0.5) * np.exp(-((sdf / (0.12 * radius)) ** 2))

@@ -19,10 +19,12 @@ rule train:
     resources:
         mem_mb=4000,
         gpu=USES_GPU,
+    params:
+        stage=STAGE,
     message:
         "training {wildcards.algorithm} on {wildcards.dataset}/{wildcards.category}, seed {wildcards.seed}"
     shell:
-        "{STAGE}.train {input.job} --threads {threads} > {log} 2>&1"
+        "{params.stage}.train {input.job} --threads {threads} > {log} 2>&1"
 
 
 rule predict:
@@ -43,10 +45,12 @@ rule predict:
     resources:
         mem_mb=3000,
         gpu=USES_GPU,
+    params:
+        stage=STAGE,
     message:
         "predicting {wildcards.algorithm} on {wildcards.dataset}/{wildcards.category}, seed {wildcards.seed}"
     shell:
-        "{STAGE}.predict {input.job} --threads {threads} > {log} 2>&1"
+        "{params.stage}.predict {input.job} --threads {threads} > {log} 2>&1"
 
 
 rule evaluate:
@@ -70,7 +74,9 @@ rule evaluate:
     threads: 1
     resources:
         mem_mb=2000,
+    params:
+        stage=STAGE,
     message:
         "evaluating {wildcards.algorithm} on {wildcards.dataset}/{wildcards.category}, seed {wildcards.seed}"
     shell:
-        "{STAGE}.evaluate {input.job} --threads {threads} > {log} 2>&1"
+        "{params.stage}.evaluate {input.job} --threads {threads} > {log} 2>&1"

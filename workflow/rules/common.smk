@@ -12,11 +12,22 @@ from workflow import plan as planning
 config = planning.typed(config)
 
 try:
-    LOCK = planning.lock()
     PLAN = planning.Plan(overrides=config)
-    PLAN.write()
 except ParamsError as error:
     raise WorkflowError(str(error))
+
+# One run at a time; dry runs, reports and lints may look on meanwhile.
+try:
+    LOCK, LOCKED_OUT = planning.lock(), None
+    PLAN.write()
+except ParamsError as error:
+    LOCK, LOCKED_OUT = None, str(error)
+
+
+onstart:
+    if LOCKED_OUT:
+        raise WorkflowError(LOCKED_OUT)
+
 
 validate(config, "../schemas/benchmark.schema.json", set_default=False)
 
@@ -43,15 +54,17 @@ def files(stage):
     """Input function: the files that a job reads, whatever their time while the job is valid.
 
     Times play no part: the job's own file under .plan/ is new exactly when its fingerprint says
-    that it must run.
+    that it must run. All above a valid job is valid too, so nothing that is `ancient` here is
+    remade in the same run (Snakemake would forget the jobs below: its issue 4166).
     """
 
     def inputs(wildcards):
         job = job_of(stage, wildcards)
         paths = [path for group in job.inputs.values() for path in group]
-        paths += [other.outputs["provenance"] for other in job.upstream + job.waits_for]
-        paths = list(dict.fromkeys(paths))
-        return [ancient(path) for path in paths] if PLAN.valid[job.name] else paths
+        paths += [above.outputs["provenance"] for above in job.upstream]
+        if PLAN.valid[job.name]:
+            return [ancient(path) for path in dict.fromkeys(paths)]
+        return list(dict.fromkeys(paths + [job.outputs["provenance"] for job in job.waits_for]))
 
     return inputs
 

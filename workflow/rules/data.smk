@@ -16,10 +16,12 @@ rule demo_data:
     threads: 1
     resources:
         mem_mb=1000,
+    params:
+        stage=STAGE,
     message:
         "drawing {wildcards.dataset}/{wildcards.category}"
     shell:
-        "{STAGE}.demo_data {input.job} --threads {threads} > {log} 2>&1"
+        "{params.stage}.demo_data {input.job} --threads {threads} > {log} 2>&1"
 
 
 rule index:
@@ -38,10 +40,12 @@ rule index:
     threads: 1
     resources:
         mem_mb=1000,
+    params:
+        stage=STAGE,
     message:
         "indexing {wildcards.dataset}/{wildcards.category}"
     shell:
-        "{STAGE}.index {input.job} --threads {threads} > {log} 2>&1"
+        "{params.stage}.index {input.job} --threads {threads} > {log} 2>&1"
 
 
 rule check:
@@ -60,10 +64,12 @@ rule check:
     threads: 1
     resources:
         mem_mb=500,
+    params:
+        stage=STAGE,
     message:
         "checking {wildcards.dataset}"
     shell:
-        "{STAGE}.check {input.job} --threads {threads} > {log} 2>&1"
+        "{params.stage}.check {input.job} --threads {threads} > {log} 2>&1"
 
 
 rule features:
@@ -84,7 +90,9 @@ rule features:
     resources:
         mem_mb=2500,
         gpu=USES_GPU,
+    params:
+        stage=STAGE,
     message:
         "features of {wildcards.dataset}/{wildcards.category} by {wildcards.backbone}"
     shell:
-        "{STAGE}.features {input.job} --threads {threads} > {log} 2>&1"
+        "{params.stage}.features {input.job} --threads {threads} > {log} 2>&1"

@@ -25,10 +25,12 @@ rule aggregate:
     threads: 1
     resources:
         mem_mb=1000,
+    params:
+        stage=STAGE,
     message:
         "leaderboard of {wildcards.dataset}"
     shell:
-        "{STAGE}.aggregate {input.job} --threads {threads} > {log} 2>&1"
+        "{params.stage}.aggregate {input.job} --threads {threads} > {log} 2>&1"
 
 
 rule figures:
@@ -53,10 +55,12 @@ rule figures:
     threads: 1
     resources:
         mem_mb=1000,
+    params:
+        stage=STAGE,
     message:
         "figures of {wildcards.dataset}"
     shell:
-        "{STAGE}.figures {input.job} --threads {threads} > {log} 2>&1"
+        "{params.stage}.figures {input.job} --threads {threads} > {log} 2>&1"
 
 
 rule sheet:
@@ -81,10 +85,12 @@ rule sheet:
     threads: 1
     resources:
         mem_mb=2000,
+    params:
+        stage=STAGE,
     message:
         "anomaly maps of {wildcards.algorithm} on {wildcards.dataset}"
     shell:
-        "{STAGE}.sheet {input.job} --threads {threads} > {log} 2>&1"
+        "{params.stage}.sheet {input.job} --threads {threads} > {log} 2>&1"
 
 
 rule page:
@@ -103,7 +109,9 @@ rule page:
     threads: 1
     resources:
         mem_mb=1000,
+    params:
+        stage=STAGE,
     message:
         "page docs/{wildcards.page}.md"
     shell:
-        "{STAGE}.page {input.job} --threads {threads} > {log} 2>&1"
+        "{params.stage}.page {input.job} --threads {threads} > {log} 2>&1"
