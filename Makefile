@@ -15,7 +15,8 @@ help:  ## show this list
 
 leaderboard: .venv/ready  ## make the data, train, predict, evaluate; print the table
 	$(BIN)/snakemake --cores $(CORES) --config preset=$(PRESET) $(CONFIG)
-	@$(BIN)/python -m workflow.show --config preset=$(PRESET) $(CONFIG)
+	@$(BIN)/python -m workflow.show $$($(BIN)/python -m workflow.plan \
+	  --config preset=$(PRESET) $(CONFIG) --targets aggregate | xargs -n1 dirname)
 
 test: .venv/ready lint  ## lint, types, tests
 	$(BIN)/python -m pytest

@@ -8,6 +8,7 @@ over categories, and undefined (nan) as soon as one category is.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,19 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(temporary, index=False, lineterminator="\n")
 
 
-def _seed(key: Mapping[str, Any]) -> int:
-    return int(str(key["seed"]).removeprefix("seed"))
+def _run(key: Mapping[str, Any]) -> tuple[str, str, int]:
+    """Name a run as the columns ``RUN`` do; a key's seed is written `seed0`."""
+    return key["category"], key["algorithm"], int(str(key["seed"]).removeprefix("seed"))
+
+
+def _require(found: set[Any], what: str, parameters: Mapping[str, Any], *names: str) -> None:
+    """Raise a StageError if a combination of the parameters ``names`` was not found."""
+    expected = itertools.product(*(parameters[name] for name in names))
+    if missing := [one for one in expected if one not in found]:
+        raise StageError(
+            f"data set {parameters['dataset']}: {len(missing)} {what} missing, e.g. of "
+            f"{', '.join(map(str, missing[0]))}; run snakemake again"
+        )
 
 
 def _sorted(table: pd.DataFrame, parameters: Mapping[str, Any]) -> pd.DataFrame:
@@ -91,29 +103,36 @@ def cost_table(
     predict: Iterable[Mapping[str, Any]],
     parameters: Mapping[str, Any],
 ) -> pd.DataFrame:
-    """Join training and prediction stamps: one row per run, the columns of ``COSTS``."""
-    rows = []
+    """Join training and prediction stamps: one row per run, the columns of ``COSTS``.
+
+    Raises
+    ------
+    StageError
+        If a run was not trained or has predicted nothing.
+    """
+    trained = {_run(stamp["key"]): stamp for stamp in train}
     predicted = {_run(stamp["key"]): stamp["measured"] for stamp in predict}
-    for stamp in train:
+    runs = trained.keys() & predicted.keys()
+    _require(runs, "stamps", parameters, "categories", "algorithms", "seeds")
+    rows = []
+    for key in runs:
+        stamp = trained[key]
         versions = {"python": stamp["machine"].get("python"), **stamp["packages"]}
         row = {
-            **predicted.get(_run(stamp["key"]), {}),
-            **{name: value for name, value in stamp["measured"].items() if name in COSTS},
+            **predicted[key],
+            **stamp["measured"],
             **stamp["machine"],
-            **dict(zip(RUN, _run(stamp["key"]), strict=True)),
+            **dict(zip(RUN, key, strict=True)),
             "dataset": parameters["dataset"],
             "threads": stamp["threads"],
             "commit": stamp["commit"],
-            "packages": ", ".join(f"{name} {version}" for name, version in versions.items()
-                                  if version),
-        }  # fmt: skip
+            "packages": ", ".join(
+                f"{name} {version}" for name, version in versions.items() if version
+            ),
+        }
         rows.append({name: row.get(name) for name in COSTS})
     table = pd.DataFrame(rows, columns=COSTS)
     return _sorted(table.astype({name: NUMBERS.get(name, "str") for name in COSTS}), parameters)
-
-
-def _run(key: Mapping[str, Any]) -> tuple[str, str, int]:
-    return key["category"], key["algorithm"], _seed(key)
 
 
 def long_table(
@@ -124,26 +143,15 @@ def long_table(
     Raises
     ------
     StageError
-        If the metric file of a run, or its costs, are not among those given.
+        If a metric of a run is not among those given.
     """
     rows = [
         {**record, **dict(zip(RUN, _run(record), strict=True)), **value}
         for record in metrics
         for value in record["values"]
     ]
-    expected = pd.MultiIndex.from_product(
-        [parameters[name] for name in ("categories", "algorithms", "seeds", "metrics")]
-    )
     found = {(*_run(row), row["metric"]) for row in rows}
-    missing = [run for run in expected if run not in found]
-    missing += [run for run in expected if run[:3] not in set(zip(*(costs[c] for c in RUN),
-                                                                  strict=True))]  # fmt: skip
-    if missing:
-        category, algorithm, seed, metric = missing[0]
-        raise StageError(
-            f"{len(missing)} results are missing, e.g. {metric} or the costs of {algorithm}, "
-            f"{parameters['dataset']}/{category}, seed {seed}; run snakemake again"
-        )
+    _require(found, "values", parameters, "categories", "algorithms", "seeds", "metrics")
     table = pd.DataFrame(rows)
     for name in ("backbone", "image_size"):
         table[name] = table["algorithm"].map(
@@ -170,7 +178,8 @@ def pivot(long: pd.DataFrame, metric: str, categories: Sequence[str]) -> pd.Data
     """
     groups = headline(long, metric).groupby(["category", "algorithm"])["value"]
     table = groups.agg(_mean).unstack("algorithm").reindex(list(categories))
-    means = table.mean(skipna=False).sort_index()
+    # Rounded, since equal means differ in their last bits by the order of summation.
+    means = table.mean(skipna=False).round(12).sort_index()
     return table[means.sort_values(ascending=False, kind="stable", na_position="last").index]
 
 
@@ -222,18 +231,19 @@ def summary_text(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(text, index=table.index)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """Write a table of text as Markdown, its index as the first column."""
-    alignment = ["left", *["right"] * table.shape[1]]
+def markdown(table: pd.DataFrame, left: int = 1) -> str:
+    """Write a table of text as Markdown: the index first, ``left`` columns aligned left."""
+    alignment = ["left"] * left + ["right"] * (table.shape[1] + 1 - left)
     # Without this a cell such as 0.990 would be read as a number and lose its last digit.
     return str(table.to_markdown(disable_numparse=True, colalign=alignment))
 
 
 def metric_text(table: pd.DataFrame, long: pd.DataFrame, metric: str) -> str:
-    """Write a :func:`pivot` as Markdown: the best of each row bold, reasons below it."""
+    """Write a :func:`pivot` as Markdown: the largest of each row bold, reasons below it."""
     shown = headline(long, metric).dropna(subset="reason")
-    reasons = dict(zip(zip(shown["category"], shown["algorithm"], strict=True), shown["reason"],
-                       strict=True))  # fmt: skip
+    reasons = dict(
+        zip(zip(shown["category"], shown["algorithm"], strict=True), shown["reason"], strict=True)
+    )
     notes = {reason: number for number, reason in enumerate(dict.fromkeys(shown["reason"]), 1)}
     rows = []
     for category, row in table.iterrows():
@@ -254,14 +264,13 @@ def metric_text(table: pd.DataFrame, long: pd.DataFrame, metric: str) -> str:
 
 
 def grouped(values: Mapping[str, Any], unit: str = "") -> str:
-    """Say which algorithm has which value: `256 px`, or `256 px (padim), 320 px (random)`."""
+    """Say what has which value, the commonest first: `256 px, but 320 px (padim, random)`."""
     names: dict[str, list[str]] = {}
     for name, value in values.items():
-        text = "none" if value is None or pd.isna(value) else f"{value}{unit}"
-        names.setdefault(text, []).append(name)
-    if len(names) == 1:
-        return next(iter(names))
-    return ", ".join(f"{text} ({', '.join(algorithms)})" for text, algorithms in names.items())
+        names.setdefault("none" if value is None else f"{value}{unit}", []).append(name)
+    common, *others = sorted(names, key=lambda text: -len(names[text]))
+    exceptions = ", ".join(f"{text} ({', '.join(names[text])})" for text in others)
+    return f"{common}, but {exceptions}" if others else common
 
 
 def short_commit(commit: str) -> str:
@@ -270,26 +279,29 @@ def short_commit(commit: str) -> str:
     return digits[:12] + mark + rest
 
 
-def unique(values: pd.Series, text: Callable[[Any], str] = str) -> str:
-    """Write a column's different values, in order, without those that are missing."""
-    return ", ".join(dict.fromkeys(text(value) for value in values.dropna())) or "unknown"
+def unique(values: pd.Series, text: Callable[[Any], str] = str, missing: str = "unknown") -> str:
+    """Write a column's different values, in order, or ``missing`` if it has none."""
+    return ", ".join(dict.fromkeys(text(value) for value in values.dropna())) or missing
 
 
 def render(long: pd.DataFrame, costs: pd.DataFrame, parameters: Mapping[str, Any]) -> str:
     """Write the leaderboard as Markdown."""
     metrics, categories = parameters["metrics"], parameters["categories"]
     settings = {name: parameters["settings"][name] for name in parameters["algorithms"]}
-    several = len(parameters["seeds"]) > 1
+    spread = {
+        (False, False): "One category, one seed.",
+        (True, False): "Mean ± standard deviation over categories.",
+        (False, True): "One category: mean over seeds (± standard deviation over seeds).",
+        (True, True): "Mean ± standard deviation over categories of the mean over seeds; in "
+        "parentheses the standard deviation over seeds of the mean over categories.",
+    }[len(categories) > 1, len(parameters["seeds"]) > 1]
     lines = [
-        f"# {parameters['title']}: {parameters['dataset']}",
+        f"# {parameters['title']} ({parameters['dataset']})",
         "",
         markdown(summary_text(summary(long, costs, metrics, categories), metrics)),
         "",
-        f"Mean ± standard deviation over {len(categories)} categories"
-        + (" of the mean over seeds; in parentheses the standard deviation over seeds of the mean "
-           "over categories" if several else "")
-        + f". Sorted by {metrics[0]}. Seconds and milliseconds are means over runs, memory is the "
-        "largest peak in training.",
+        f"{spread} Sorted by {metrics[0]}. Seconds and milliseconds are means over runs, memory is "
+        "the largest peak in training.",
         "",
         f"Seeds {', '.join(map(str, parameters['seeds']))}; "
         f"backbone {grouped({name: one['backbone'] for name, one in settings.items()})}; "
@@ -297,15 +309,11 @@ def render(long: pd.DataFrame, costs: pd.DataFrame, parameters: Mapping[str, Any
         f"maps and masks {parameters['evaluation_size']} px; "
         f"commit {unique(costs['commit'], short_commit)}; "
         f"{unique(costs['processor'])}, {unique(costs['threads'])} threads, "
-        f"GPU {unique(costs['gpu']) if costs['gpu'].notna().any() else 'none'}.",
-    ]  # fmt: skip
+        f"GPU {unique(costs['gpu'], missing='none')}.",
+    ]
     for metric in metrics:
-        lines += [
-            "",
-            f"## {metric}",
-            "",
-            metric_text(pivot(long, metric, categories), long, metric),
-        ]
+        text = metric_text(pivot(long, metric, categories), long, metric)
+        lines += ["", f"## {metric}", "", text]
     return "\n".join([*lines, ""])
 
 

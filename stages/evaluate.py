@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import visionad_metrics
 from PIL import Image
 
+import visionad_metrics
 from stages.artifacts.files import StageError, read_json, remove, write_json
 from stages.artifacts.images import evaluation_mask, load_mask
 from stages.artifacts.index import read_index, usable

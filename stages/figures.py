@@ -22,8 +22,8 @@ from stages.artifacts.job import Job
 from stages.command import Options, run
 
 BEST, OTHER, PALE = "#D55E00", "#0072B2", "#999999"  # of Okabe and Ito: safe for colour-blind eyes
-# The salt and the missing date make an SVG the same bytes every time.
-STYLE = {"svg.hashsalt": "visionad", "font.size": 9.0, "axes.axisbelow": True}
+# A salt and no date make an SVG the same bytes every time; names are text, not formulas.
+STYLE: Any = {"svg.hashsalt": "visionad", "text.parse_math": False, "font.size": 9.0}
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,10 @@ class Ranking:
             return "undefined for every algorithm: see leaderboard.md for the reasons"
         if categories < 2:
             return "one category: no standard deviation"
+        others = self.means.count() - 1
         return (
-            f"error bars: standard deviation over {categories} categories (n − 1); those of "
-            f"{self.holding_best()} of {len(self.means) - 1} other algorithms hold the best mean"
+            f"error bars: standard deviation over {categories} categories (n − 1)\n"
+            f"those of {self.holding_best()} of {others} other algorithms hold the best mean"
         )
 
 
@@ -63,7 +64,7 @@ def draw(table: pd.DataFrame, title: str, metric: str) -> Figure:
     """Draw a sorted table categories x algorithms as points with error bars."""
     ranking = Ranking.of(table)
     count = len(ranking.means)
-    figure = Figure(figsize=(7.0, 1.3 + 0.3 * count), layout="constrained")
+    figure = Figure(figsize=(7.0, 1.5 + 0.3 * count), layout="constrained")
     axes = figure.subplots()
     defined = ranking.means.dropna()
     lows, highs = defined - ranking.stds.fillna(0), defined + ranking.stds.fillna(0)
@@ -74,17 +75,16 @@ def draw(table: pd.DataFrame, title: str, metric: str) -> Figure:
         if axes.get_xlim()[1] > 1:
             axes.axvline(1, color=PALE, linewidth=0.8)
         axes.axvline(ranking.best, color=BEST, linestyle="--", linewidth=1.2)
-    for place, (algorithm, mean) in enumerate(ranking.means.items()):
-        std = ranking.stds[algorithm]
+    for place, (mean, std) in enumerate(zip(ranking.means, ranking.stds, strict=True)):
         error = None if pd.isna(std) else std
         colour = BEST if mean == ranking.best else OTHER
         if pd.notna(mean):
-            axes.errorbar(mean, place, xerr=error, fmt="o", color=colour, markersize=5, capsize=3,
-                          linewidth=1.4)  # fmt: skip
+            style: Any = {"fmt": "o", "markersize": 5, "capsize": 3, "linewidth": 1.4}
+            axes.errorbar(mean, place, xerr=error, color=colour, **style)
         text = "undefined" if pd.isna(mean) else f"{mean:.3f}"
         text += "" if error is None else f" ± {std:.3f}"
-        axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center",
-                  color=PALE if pd.isna(mean) else "black")  # fmt: skip
+        beside = axes.get_yaxis_transform()  # x in fractions of the axes, y in rows
+        axes.text(1.02, place, text, transform=beside, va="center_baseline")
     axes.set_yticks(range(count), list(ranking.means.index))
     axes.set_ylim(count - 0.5, -0.5)
     axes.set_xlabel(f"{metric}, mean over {len(table)} categories" if len(table) > 1 else metric)
@@ -110,7 +110,7 @@ def body(job: Job, options: Options) -> dict[str, Any]:
         folder.mkdir()
         for metric in parameters["metrics"]:
             table = pivot(long, metric, parameters["categories"])
-            title = f"{parameters['title']}: {job.key['dataset']}"
+            title = f"{parameters['title']} ({job.key['dataset']})"
             save(draw(table, title, metric), folder, metric, parameters["figures"])
     return {"figures": len(parameters["metrics"])}
 

@@ -5,7 +5,8 @@ imports, of its source data, and of the fingerprints of the jobs above it. An ar
 its stamp (`provenance.json`) carries the job's fingerprint and its files have the sizes that were
 stamped: nothing else counts, least of all times.
 
-    python -m workflow.plan --list           all jobs and their state
+    python -m workflow.plan                  write the job files below .plan/
+    python -m workflow.plan --list           list all jobs and their state
     python -m workflow.plan --config preset=cpu_real --list train
 """
 
@@ -588,7 +589,9 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         plan = Plan(overrides=parse_overrides(arguments.config))
-        plan.write()
+        if arguments.list is None and not arguments.targets:
+            with lock():
+                plan.write()
     except ParamsError as error:
         sys.exit(f"error: {error}")
     if arguments.list is not None:

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -27,10 +28,12 @@ def summary_of(folder: Path) -> Table:
     long, costs = read_table(folder / "long.csv", LONG), read_table(folder / "costs.csv", COSTS)
     metrics, categories = list(long["metric"].unique()), list(long["category"].unique())
     text = summary_text(summary(long, costs, metrics, categories), metrics)
-    table = Table("algorithm", title=f"{folder.name} ({len(categories)} categories)",
-                  title_justify="left")  # fmt: skip
+    title = f"{folder.name} ({len(categories)} categories)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("algorithm", no_wrap=True)
     for column in text.columns:
-        table.add_column(column, justify="right")
+        # A heading is broken at its spaces, to keep the table narrow; a number never is.
+        table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
     for place, (algorithm, row) in enumerate(text.iterrows()):
         table.add_row(str(algorithm), *row, style="bold" if place == 0 else None)
     return table
@@ -48,7 +51,11 @@ def paths_of(folder: Path) -> list[Path]:
 def show(folders: list[Path], console: Console) -> None:
     """Print the summary and the paths of each leaderboard folder."""
     for folder in folders:
-        console.print(summary_of(folder))
+        table = summary_of(folder)
+        # Wider than the terminal if need be, rather than with numbers cut short.
+        wanted = console.measure(table, options=console.options.update(width=10_000)).maximum
+        console.width = max(console.width, wanted)
+        console.print(table)
         for path in paths_of(folder):
             # A path must stay in one piece, to be clicked or copied.
             console.print(f"  {path}", style="dim", markup=False, highlight=False, soft_wrap=True)
@@ -57,8 +64,13 @@ def show(folders: list[Path], console: Console) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m workflow.show", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="LEADERBOARD_FOLDER",
-                        help="e.g. results/leaderboard/demo")  # fmt: skip
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="LEADERBOARD_FOLDER",
+        help="e.g. results/leaderboard/demo",
+    )
     try:
         show(parser.parse_args().folders, Console())
     except StageError as error:

@@ -56,26 +56,26 @@ def write_category(
     test_good: int,
     per_defect: int,
 ) -> int:
-    """Render a category into `folder`/`category` as MVTec AD lays it out.
+    """Render a category into its `folder`, as MVTec AD lays it out.
 
     Images are RGB PNG of `size` x `size`; masks are single-channel PNG of 0 and 255. The same
     arguments give the same bytes, and no image depends on the counts. Returns the number of images.
     """
-    what, root = CATEGORIES[category], folder / category
+    what = CATEGORIES[category]
     groups: list[tuple[str, str | None, int]] = [
         ("train/good", None, train_good),
         ("test/good", None, test_good),
         *((f"test/{defect}", defect, per_defect) for defect in what.defects),
     ]
     for group, defect, count in groups:
-        (root / group).mkdir(parents=True, exist_ok=True)
+        (folder / group).mkdir(parents=True, exist_ok=True)
         if defect is not None:
-            (root / "ground_truth" / defect).mkdir(parents=True, exist_ok=True)
+            (folder / "ground_truth" / defect).mkdir(parents=True, exist_ok=True)
         for index in range(count):
             image, mask = what.render(_generator(seed, category, group, index), defect, size)
-            Image.fromarray(image).save(root / group / f"{index:03d}.png")
+            Image.fromarray(image).save(folder / group / f"{index:03d}.png")
             if defect is not None:
-                path = root / "ground_truth" / defect / f"{index:03d}_mask.png"
+                path = folder / "ground_truth" / defect / f"{index:03d}_mask.png"
                 Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(path)
     return sum(count for _, _, count in groups)
 

@@ -29,11 +29,10 @@ def test_layout_counts_and_same_bytes(category: str, tmp_path: Path) -> None:
     count = write_category(tmp_path / "a", category, 7, SIZE, 2, 1, 1)
     assert count == 2 + 1 + 3
     files = _files(tmp_path / "a")
-    expected = {f"{category}/{name}" for name in ("train/good/000.png", "train/good/001.png")}
-    expected.add(f"{category}/test/good/000.png")
+    expected = {"train/good/000.png", "train/good/001.png", "test/good/000.png"}
     for defect in CATEGORIES[category].defects:
-        expected.add(f"{category}/test/{defect}/000.png")
-        expected.add(f"{category}/ground_truth/{defect}/000_mask.png")
+        expected.add(f"test/{defect}/000.png")
+        expected.add(f"ground_truth/{defect}/000_mask.png")
     assert set(files) == expected
     write_category(tmp_path / "b", category, 7, SIZE, 2, 1, 1)
     assert _files(tmp_path / "b") == files
@@ -48,7 +47,7 @@ def test_images_do_not_depend_on_the_counts(tmp_path: Path) -> None:
 
 
 def test_files_are_plain_rgb_and_binary_masks(tmp_path: Path) -> None:
-    write_category(tmp_path, "kit", 0, SIZE, 1, 1, 1)
+    write_category(tmp_path / "kit", "kit", 0, SIZE, 1, 1, 1)
     for path in (tmp_path / "kit").rglob("*.png"):
         image = Image.open(path)
         assert image.size == (SIZE, SIZE)
@@ -113,7 +112,7 @@ def test_unknown_defect_is_refused() -> None:
 
 def test_contact_sheet_has_a_row_per_category(tmp_path: Path) -> None:
     for category in ("weave", "flange"):
-        write_category(tmp_path, category, 0, 64, 2, 0, 1)
+        write_category(tmp_path / category, category, 0, 64, 2, 0, 1)
     one = contact_sheet(tmp_path, ["weave"], columns=5, tile=64)
     both = contact_sheet(tmp_path, ["weave", "flange"], columns=5, tile=64)
     assert one.mode == both.mode == "RGB"

@@ -1,0 +1,353 @@
+"""What every registered algorithm must do (``algorithms/base.py``); a new one is tested unasked.
+
+An algorithm that needs other than default hyperparameters to be small and quick says so in
+``SETTINGS``; nothing else is edited.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import rankdata
+
+import algorithms.base
+from algorithms.base import Prediction
+from params.hyperparameters import declaration
+from stages import predict as predict_stage
+from stages import train as train_stage
+from stages.artifacts.features import FeatureWriter
+from stages.artifacts.files import write_json
+from stages.artifacts.index import usable, write_index
+from stages.artifacts.job import read_job
+from stages.artifacts.maps import read_info, read_maps, read_scores
+from stages.command import Options
+from stages.devices import seed_everything
+from stages.index import build_index
+
+NO_LEARNING = {"random"}  # they learn nothing, so they find nothing
+LAYERS = ("stride4", "stride8", "stride16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyperparameters for toy data, and the epochs after which a defect must be found."""
+
+    parameters: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 10
+
+
+SETTINGS = {
+    "fastflow2d": Settings({"flow_steps": 2}),
+    "padim": Settings({"max_features": 30, "sigma": 2.0}, epochs=1),
+    "patchcore": Settings(
+        {"pretrain_dimension": None, "target_dimension": None, "sigma": 2.0}, epochs=1
+    ),
+    "random": Settings(epochs=1),
+    "reverse_distillation": Settings(
+        {"bottleneck_blocks": 1, "decoder_blocks": (1, 1, 1), "sigma": 2.0}, epochs=20
+    ),
+}
+
+pytestmark = pytest.mark.parametrize("name", algorithms.base.names(), scope="module")
+
+
+def inputs(name: str) -> str:
+    """Whether an algorithm takes features or images."""
+    return declaration(Path(algorithms.base.__file__).with_name(f"{name}.py")).inputs
+
+
+@pytest.fixture(scope="module")
+def settings(name: str) -> Settings:
+    return SETTINGS.get(name, Settings())
+
+
+@pytest.fixture(scope="module")
+def toy(name: str, feature_toy: Any, image_toy: Any) -> Any:
+    return feature_toy if inputs(name) == "features" else image_toy
+
+
+@pytest.fixture(scope="module")
+def fitted(name: str, settings: Settings, toy: Any, fit: Any) -> Any:
+    """The algorithm after a full training, shared by the tests that only predict with it."""
+    return fit(name, settings.parameters, toy.train, epochs=settings.epochs)
+
+
+def arrays(prediction: Prediction) -> dict[str, np.ndarray]:
+    """All outputs of a prediction by kind and method."""
+    return {
+        f"{kind}/{method}": values.numpy()
+        for kind, outputs in (("maps", prediction.maps), ("scores", prediction.scores))
+        for method, values in outputs.items()
+    }
+
+
+def assert_same_bytes(left: Prediction, right: Prediction) -> None:
+    one, other = arrays(left), arrays(right)
+    assert one.keys() == other.keys()
+    for output, values in one.items():
+        assert values.tobytes() == other[output].tobytes(), output
+
+
+def assert_close(left: Prediction, right: Prediction) -> None:
+    """Equal but for the rounding of sums taken in another order."""
+    one, other = arrays(left), arrays(right)
+    assert one.keys() == other.keys()
+    for output, values in one.items():
+        tolerance = 1e-4 * float(np.ptp(values))
+        np.testing.assert_allclose(other[output], values, rtol=1e-3, atol=tolerance, err_msg=output)
+
+
+def test_output(fitted: Any, toy: Any, predict: Any) -> None:
+    prediction = predict(fitted.algorithm, toy.test)
+    map_method, score_method = fitted.algorithm.primary
+    assert map_method in prediction.maps
+    assert score_method in prediction.scores
+    count, size = len(toy.test), fitted.algorithm.context.image_size
+    for method, maps in prediction.maps.items():
+        assert maps.shape == (count, *size), method
+    for method, scores in prediction.scores.items():
+        assert scores.shape == (count,), method
+    for output, values in arrays(prediction).items():
+        assert values.dtype == np.float32 or output.startswith("scores"), output
+        assert np.issubdtype(values.dtype, np.floating), output
+        assert np.isfinite(values).all(), output
+
+
+def test_same_seed_gives_same_bytes(
+    name: str, settings: Settings, fitted: Any, toy: Any, fit: Any, predict: Any
+) -> None:
+    again = fit(name, settings.parameters, toy.train, epochs=settings.epochs)
+    assert again.model == fitted.model
+    assert_same_bytes(predict(again.algorithm, toy.test), predict(fitted.algorithm, toy.test))
+
+
+def test_loaded_model_predicts_the_same(
+    name: str, settings: Settings, fitted: Any, toy: Any, build: Any, predict: Any
+) -> None:
+    # Built from other random numbers: whatever prediction needs must come out of the file.
+    seed_everything(99, 0)
+    fresh = build(name, settings.parameters, toy.train)
+    with torch.inference_mode():
+        fresh.load(fitted.folder)
+    assert_same_bytes(predict(fresh, toy.test), predict(fitted.algorithm, toy.test))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_prediction_does_not_depend_on_the_batch(
+    fitted: Any, toy: Any, predict: Any, batch: int
+) -> None:
+    together = predict(fitted.algorithm, toy.test, batch=len(toy.test))
+    assert_close(together, predict(fitted.algorithm, toy.test, batch=batch))
+
+
+def test_prediction_does_not_depend_on_the_order(fitted: Any, toy: Any, predict: Any) -> None:
+    backwards = type(toy.test)([array[::-1].copy() for array in toy.test.arrays])
+    turned = predict(fitted.algorithm, backwards, batch=3)
+    assert_close(
+        predict(fitted.algorithm, toy.test),
+        Prediction(
+            {method: maps.flip(0) for method, maps in turned.maps.items()},
+            {method: scores.flip(0) for method, scores in turned.scores.items()},
+        ),
+    )
+
+
+def test_predicting_changes_nothing(fitted: Any, toy: Any, predict: Any) -> None:
+    before = {key: value.clone() for key, value in fitted.algorithm.state().items()}
+    inputs_before = [array.copy() for array in toy.test.arrays]
+    first = predict(fitted.algorithm, toy.test)
+    after = fitted.algorithm.state()
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert torch.equal(value, after[key]), key
+    for array, kept in zip(toy.test.arrays, inputs_before, strict=True):
+        np.testing.assert_array_equal(array, kept)
+    assert_same_bytes(first, predict(fitted.algorithm, toy.test))
+
+
+def test_last_batch_of_one_image(
+    name: str, settings: Settings, toy: Any, fit: Any, predict: Any
+) -> None:
+    trained = fit(name, settings.parameters, toy.train.take(5), batch=4)
+    assert trained.progress.epochs == 1
+    for output, values in arrays(predict(trained.algorithm, toy.test)).items():
+        assert np.isfinite(values).all(), output
+
+
+def test_planted_defect_is_found(name: str, fitted: Any, toy: Any, predict: Any) -> None:
+    if name in NO_LEARNING:
+        pytest.skip("it learns nothing")
+    clean, defective = (predict(fitted.algorithm, part) for part in (toy.clean, toy.defective))
+    map_method, score_method = fitted.algorithm.primary
+    assert (defective.scores[score_method] > clean.scores[score_method]).all()
+    maps, twins = defective.maps[map_method].numpy(), clean.maps[map_method].numpy()
+    assert (maps[:, toy.mask].mean(axis=1) > twins[:, toy.mask].mean(axis=1)).all()
+    # The area under the ROC curve over pixels, image by image.
+    inside = int(toy.mask.sum())
+    for image in maps:
+        ranks = rankdata(image).reshape(image.shape)[toy.mask].sum()
+        area = (ranks - inside * (inside + 1) / 2) / (inside * (image.size - inside))
+        assert area > 0.9
+
+
+class Killed(Exception):  # noqa: N818 - an event of the test, not an error of the code
+    """Stands for the signal that ends a process."""
+
+
+def test_killed_training_resumes_to_the_same_bytes(
+    name: str,
+    settings: Settings,
+    toy: Any,
+    fit: Any,
+    predict: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    straight = fit(name, settings.parameters, toy.train, epochs=4)
+    cls = type(straight.algorithm)
+    train_one_epoch, epochs = cls.train_one_epoch, iter(range(1, 100))
+
+    def killed_in_the_third(self: Any, loader: Any) -> dict[str, float]:
+        if next(epochs) == 3:
+            raise Killed
+        losses: dict[str, float] = train_one_epoch(self, loader)
+        return losses
+
+    monkeypatch.setattr(cls, "train_one_epoch", killed_in_the_third)
+    monkeypatch.setattr("stages.trainer.CHECKPOINT_SECONDS", -1.0)  # after every epoch
+    with pytest.raises(Killed):
+        fit(name, settings.parameters, toy.train, epochs=4, folder=tmp_path)
+    resumed = fit(name, settings.parameters, toy.train, epochs=4, folder=tmp_path)
+    assert next(epochs) == 6, "two epochs, one killed, two more: the first two were not repeated"
+    assert resumed.progress.resumed == 1
+    assert resumed.progress.epochs == 4
+    assert resumed.progress.losses == straight.progress.losses
+    assert resumed.model == straight.model
+    assert_same_bytes(predict(resumed.algorithm, toy.test), predict(straight.algorithm, toy.test))
+
+
+def test_spent_budget_stops_after_one_epoch(
+    name: str, settings: Settings, toy: Any, fit: Any, predict: Any
+) -> None:
+    trained = fit(name, settings.parameters, toy.train, epochs=4, train_seconds=1e-9)
+    assert trained.progress.epochs == 1
+    assert trained.progress.stopped_by == "budget"
+    for output, values in arrays(predict(trained.algorithm, toy.test)).items():
+        assert np.isfinite(values).all(), output
+
+
+# --- no access to labels: the real stages, on files ------------------------------------------
+
+TRUE_TYPES = ("good", "hole", "good", "hole", "crack")  # of the test images
+FALSE_TYPES = ("stain", "good", "hole", "good", "good")
+
+
+def write_category(category: Path, types: tuple[str, ...]) -> None:
+    """Write a category in MVTec's layout; the pixels are the same whatever the types say."""
+    rng = np.random.default_rng(5)
+    picture = rng.integers(60, 190, (64, 64, 3))
+    places = [("train", "good")] * 5 + [("test", kind) for kind in types]
+    for number, (split, kind) in enumerate(places):
+        pixels = np.clip(picture + rng.integers(-20, 20, picture.shape), 0, 255)
+        path = category / split / kind / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+        if kind != "good":
+            mask = np.zeros((64, 64), np.uint8)
+            mask[: 5 * number, :20] = 255
+            path = category / "ground_truth" / kind / f"{number:03}_mask.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(path)
+
+
+def write_inputs(folder: Path, types: tuple[str, ...]) -> dict[str, Path]:
+    """Index a category, and write features that follow from its pixels alone."""
+    category = folder / "data" / "thing"
+    write_category(category, types)
+    index = build_index(category)
+    assert set(index["problem"]) == {""}
+    write_index(folder / "index.parquet", index)
+    with h5py.File(folder / "features.h5", "w") as file:
+        for split in ("train", "test"):
+            table = usable(index, split)
+            writer = FeatureWriter(file, split, table["image_id"].tolist(), "float16")
+            images = [np.asarray(Image.open(category / path), np.float32) for path in table["path"]]
+            pixels = np.stack(images).transpose(0, 3, 1, 2) / 255
+            writer.append(
+                {
+                    layer: np.repeat(pixels, 4, axis=1)[:, :, ::stride, ::stride]
+                    for layer, stride in zip(LAYERS, (4, 8, 16), strict=True)
+                }
+            )
+    return {"index": folder / "index.parquet", "features": folder / "features.h5"}
+
+
+def run_stages(name: str, settings: Settings, folder: Path, types: tuple[str, ...]) -> list[bytes]:
+    """Train and predict through job files; return the bytes of all maps and scores."""
+    files = write_inputs(folder, types)
+    if inputs(name) == "images":
+        del files["features"]
+    job = {
+        "key": {"algorithm": name, "dataset": "toy", "category": "thing", "seed": "0"},
+        "parameters": {
+            "algorithm": name,
+            "parameters": settings.parameters,
+            "layers": list(LAYERS),
+            "root": str(folder / "data"),
+            "image_size": 64,
+            "crop": 1.0,
+            "interpolation": "bilinear",
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "seed": 0,
+            "epochs": 1,
+            "batch_size": 4,
+            "train_seconds": None,
+        },
+        "fingerprint": "a fingerprint",
+        "parts": {},
+        "code": "",
+        "device": "cpu",
+    }
+    outputs = {"model": folder / "model", "training": folder / "training.json"}
+    write_json(
+        folder / "train.job.json",
+        job
+        | {
+            "stage": "train",
+            "inputs": {key: [str(path)] for key, path in files.items()},
+            "outputs": {key: str(path) for key, path in outputs.items()},
+        },
+    )
+    write_json(
+        folder / "predict.job.json",
+        job
+        | {
+            "stage": "predict",
+            "inputs": {key: [str(path)] for key, path in (files | outputs).items()},
+            "outputs": {"maps": str(folder / "maps.h5")},
+        },
+    )
+    options = Options(threads=1, device="cpu", progress=False)
+    train_stage.body(read_job(folder / "train.job.json", "train"), options)
+    predict_stage.body(read_job(folder / "predict.job.json", "predict"), options)
+    info = read_info(folder / "maps.h5")
+    assert len(info.ids) == len(types)
+    return [
+        (folder / "model" / "model.safetensors").read_bytes(),
+        *(read_maps(folder / "maps.h5", method).tobytes() for method in info.map_methods),
+        *(read_scores(folder / "maps.h5", method).tobytes() for method in info.score_methods),
+    ]
+
+
+def test_labels_make_no_difference(name: str, settings: Settings, tmp_path: Path) -> None:
+    true = run_stages(name, settings, tmp_path / "true", TRUE_TYPES)
+    false = run_stages(name, settings, tmp_path / "false", FALSE_TYPES)
+    assert true == false
