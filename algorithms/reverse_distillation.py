@@ -15,7 +15,8 @@ per position.
 
 Note
 ----
-Widths follow the teacher's channels (C1, C2, C3): with WideResNet-50-2 they are the authors'. The
+Widths follow the teacher's channels (C1, C2, C3): with WideResNet-50-2 they are the authors'. A
+teacher whose maps are signed (EfficientNet) needs a student without the last ReLU of each map. The
 teacher is frozen and images are not augmented, so its features come from the cache.
 """
 
@@ -40,6 +41,7 @@ class Hyperparameters:
     beta2: float = 0.999
     bottleneck_blocks: int = 3
     decoder_blocks: tuple[int, ...] = (3, 4, 6)  # read in the direction of decoding
+    output_relu: bool = True  # the teacher's maps end in a ReLU (ResNets); false: they are signed
     sigma: float = 4.0
 
 
@@ -59,7 +61,9 @@ def conv_up(channels_in: int, channels_out: int) -> nn.Sequential:
 class Bottleneck(nn.Module):
     """Residual block 1x1, 3x3, 1x1 that may halve (``down``) or double (``up``) the resolution."""
 
-    def __init__(self, channels_in: int, channels_out: int, resample: str = "keep") -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, resample: str = "keep", relu: bool = True
+    ) -> None:
         super().__init__()
         width = channels_out // 2
         middle = {
@@ -77,17 +81,21 @@ class Bottleneck(nn.Module):
         )
         identical = resample == "keep" and channels_in == channels_out
         self.shortcut = nn.Identity() if identical else shortcut()
+        self.activation = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(self.residual(x) + self.shortcut(x))
+        return self.activation(self.residual(x) + self.shortcut(x))
 
 
-def stage(channels_in: int, channels_out: int, blocks: int, resample: str) -> nn.Sequential:
-    """A resampling block followed by ``blocks - 1`` plain ones."""
-    first = Bottleneck(channels_in, channels_out, resample)
-    return nn.Sequential(
-        first, *(Bottleneck(channels_out, channels_out) for _ in range(blocks - 1))
-    )
+def stage(
+    channels_in: int, channels_out: int, blocks: int, resample: str, relu: bool = True
+) -> nn.Sequential:
+    """A resampling block followed by ``blocks - 1`` plain ones; ``relu``: after the last one."""
+    layers = []
+    for number in range(blocks):
+        width, how = (channels_out, "keep") if number else (channels_in, resample)
+        layers.append(Bottleneck(width, channels_out, how, relu or number < blocks - 1))
+    return nn.Sequential(*layers)
 
 
 class OneClassEmbedding(nn.Module):
@@ -108,17 +116,19 @@ class OneClassEmbedding(nn.Module):
 class Decoder(nn.Module):
     """The student: redraws the teacher's maps from the embedding, coarsest first."""
 
-    def __init__(self, channels: tuple[int, int, int], blocks: tuple[int, ...]) -> None:
+    def __init__(
+        self, channels: tuple[int, int, int], blocks: tuple[int, ...], relu: bool = True
+    ) -> None:
         super().__init__()
         c1, c2, c3 = channels
-        self.coarse = stage(2 * c3, c3, blocks[0], "up")
-        self.middle = stage(c3, c2, blocks[1], "up")
-        self.fine = stage(c2, c1, blocks[2], "up")
+        self.coarse = stage(2 * c3, c3, blocks[0], "up", relu)
+        self.middle = stage(c3, c2, blocks[1], "up", relu)
+        self.fine = stage(c2, c1, blocks[2], "up", relu)
 
     def forward(self, embedding: Tensor) -> list[Tensor]:
         coarse = self.coarse(embedding)
-        middle = self.middle(coarse)
-        return [self.fine(middle), middle, coarse]
+        middle = self.middle(functional.relu(coarse))
+        return [self.fine(functional.relu(middle)), middle, coarse]
 
 
 def flat_cosine_loss(teacher: Batch, student: Batch) -> Tensor:
@@ -155,7 +165,9 @@ class ReverseDistillation(GradientAlgorithm):
             raise ValueError("reverse distillation wants three layers: strides 4, 8 and 16")
         c1, c2, c3 = (shape[0] for shape in context.shapes)
         self.embedding = OneClassEmbedding((c1, c2, c3), parameters.bottleneck_blocks)
-        self.decoder = Decoder((c1, c2, c3), tuple(parameters.decoder_blocks))
+        self.decoder = Decoder(
+            (c1, c2, c3), tuple(parameters.decoder_blocks), parameters.output_relu
+        )
         self.network = nn.Sequential(self.embedding, self.decoder).to(context.device)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(),

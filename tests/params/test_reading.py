@@ -172,6 +172,16 @@ class TestPrecedence:
     def test_unknown_preset(self, root):
         assert "did you mean cpu_real?" in fails(root, {"preset": "cpu_reel"})
 
+    def test_synthetic_images_have_their_place(self, root, write):
+        """The rule that draws them knows no other."""
+        message = fails(root, {"roots": {"demo": "/data/demo"}})
+        assert "demo.yaml: root: " in message
+        assert "data/demo" in message
+        write("datasets/demo2.yaml", {"extends": "demo", "seed": 1})
+        assert "data/demo2" in fails(root, {"datasets": {"demo2": "all"}})
+        write("datasets/demo2.yaml", {"extends": "demo", "seed": 1, "root": "data/demo2"})
+        assert read_run(root, {"datasets": {"demo2": "all"}}).datasets["demo2"].seed == 1
+
     def test_roots_move_a_data_set(self, root):
         run = read_run(root, {**RANDOM, "preset": "mvtec", "roots": {"mvtec_ad": "/data/mvtec"}})
         assert run.datasets["mvtec_ad"].root == "/data/mvtec"

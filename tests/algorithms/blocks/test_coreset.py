@@ -117,7 +117,7 @@ def test_projection_is_linear_and_bounded() -> None:
     weights: Tensor = random_projection(identity, 64, generator())
     assert weights.shape == (400, 64)
     assert weights.abs().max() <= 1 / math.sqrt(400)
-    assert float(weights.std()) == pytest.approx(1 / math.sqrt(3 * 400), rel=1e-3)
+    assert float(weights.std()) == pytest.approx(1 / math.sqrt(3 * 400), rel=0.02)
     features = torch.rand(7, 400)
     torch.testing.assert_close(random_projection(features, 64, generator()), features @ weights)
 
