@@ -135,7 +135,7 @@ class PatchCore(Algorithm):
         if not neighbours:
             return scores, scores[worst]
         return scores, reweighted_score(
-            patches[worst], self.bank, members[worst, 0], neighbours, scores[worst].sqrt()
+            patches[worst], self.bank, members[worst, 0], neighbours, nearest[worst, 0].sqrt()
         )
 
     def state(self) -> dict[str, Tensor]:

@@ -67,6 +67,11 @@ def body(job: Job, options: Options) -> dict[str, Any]:
     scores: dict[str, list[np.ndarray]] = {}
     seconds = 0.0
     with open_reader(job, "test", options.threads) as reader, torch.inference_mode():
+        if len(ids) != len(reader) or getattr(reader, "ids", ids) != ids:
+            raise StageError(
+                f"{job.input('features')}: its images are not those of {job.input('index')}; "
+                "run snakemake again"
+            )
         seed_everything(job.parameters["seed"], 0)
         algorithm = create_algorithm(job, reader.shapes, n_train, device)
         algorithm.load(job.input("model"))

@@ -56,10 +56,8 @@ class Checkpoint:
         if data.pop("fingerprint") != self.fingerprint:
             return Progress()
         algorithm.load(self.folder)
-        device = str(algorithm.context.device)
-        algorithm.load_training_state(
-            load_file(self.folder / "training.safetensors", device=device)
-        )
+        # On the CPU: the optimiser moves moments to the device by itself, and keeps step counts here.
+        algorithm.load_training_state(load_file(self.folder / "training.safetensors"))
         return Progress(**{**data, "resumed": data["resumed"] + 1})
 
     def remove(self) -> None:

@@ -110,6 +110,15 @@ class TestLoadImage:
         with pytest.raises(StageError, match=r"x\.png: cannot be decoded .*; replace the file"):
             load_image(path, 64, 1.0, "bilinear")
 
+    def test_damaged_header_that_claims_a_huge_image(self, tmp_path):
+        path = tmp_path / "x.bmp"
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(path)
+        content = bytearray(path.read_bytes())
+        content[20] = 255  # the width's third byte: 16 million pixels
+        path.write_bytes(content)
+        with pytest.raises(StageError, match=r"x\.bmp: cannot be decoded"):
+            open_image(path)
+
     def test_missing(self, tmp_path):
         with pytest.raises(StageError, match=r"x\.png: no such file"):
             open_image(tmp_path / "x.png")
