@@ -56,7 +56,7 @@ class Checkpoint:
         if data.pop("fingerprint") != self.fingerprint:
             return Progress()
         algorithm.load(self.folder)
-        # On the CPU: the optimiser moves moments to the device by itself, and keeps step counts here.
+        # On the CPU: the optimiser moves its moments by itself, and keeps step counts here.
         algorithm.load_training_state(load_file(self.folder / "training.safetensors"))
         return Progress(**{**data, "resumed": data["resumed"] + 1})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -10,7 +11,7 @@ import numpy as np
 import psutil
 
 from stages.artifacts.files import StageError
-from stages.artifacts.hdf5 import create_array, open_hdf5, read_strings, write_strings
+from stages.artifacts.hdf5 import create_array, open_hdf5, read_strings, reading, write_strings
 
 
 class FeatureWriter:
@@ -59,16 +60,20 @@ class FeatureReader:
     def __init__(
         self, path: Path, split: str, layers: list[str], memory_share: float = 0.25
     ) -> None:
-        self._context = open_hdf5(path)
-        group = self._context.__enter__()[split]
-        self.ids = read_strings(group, "ids")
-        missing = [layer for layer in layers if layer not in group] if self.ids else []
-        if missing:
-            raise StageError(f"{path}: no layer {', '.join(missing)}; it holds {', '.join(group)}")
-        self._arrays = [group[layer] for layer in layers] if self.ids else []
-        size = sum(array.nbytes for array in self._arrays)
-        if size < memory_share * psutil.virtual_memory().available:
-            self._arrays = [array[:] for array in self._arrays]
+        self.path = path
+        self._context = ExitStack()
+        with ExitStack() as stack, reading(path):
+            group = stack.enter_context(open_hdf5(path))[split]
+            self.ids = read_strings(group, "ids")
+            missing = [layer for layer in layers if layer not in group] if self.ids else []
+            if missing:
+                held = ", ".join(name for name in group if name != "ids")
+                raise StageError(f"{path}: no layer {', '.join(missing)}; it holds {held}")
+            self._arrays = [group[layer] for layer in layers] if self.ids else []
+            size = sum(array.nbytes for array in self._arrays)
+            if size < memory_share * psutil.virtual_memory().available:
+                self._arrays = [array[:] for array in self._arrays]
+            self._context = stack.pop_all()  # nothing went wrong: stay open
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -82,7 +87,8 @@ class FeatureReader:
         """Return the images ``rows`` (B,), in that order, as float32 [(B, C, H, W)]."""
         order = np.argsort(rows)  # h5py wants increasing row numbers
         back = np.argsort(order)
-        return [array[rows[order]][back].astype(np.float32) for array in self._arrays]
+        with reading(self.path):
+            return [array[rows[order]][back].astype(np.float32) for array in self._arrays]
 
     def __enter__(self) -> FeatureReader:
         return self
@@ -93,4 +99,4 @@ class FeatureReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._context.__exit__(kind, error, trace)
+        self._context.close()

@@ -32,9 +32,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _flush(temporary)
-        if path.is_dir():
-            shutil.rmtree(path)
+        if path.is_dir():  # a folder cannot be replaced in one step, but goes as a whole
+            os.replace(path, path.with_name(f".{path.name}.tmp-old"))
         os.replace(temporary, path)
+        remove(path.with_name(f".{path.name}.tmp-old"))
         _flush(path.parent)
     finally:
         remove(temporary)

@@ -17,30 +17,42 @@ FILTERS = {"compression": "lzf", "shuffle": True, "fletcher32": True}
 
 
 @contextmanager
-def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open a file for reading.
+def reading(path: Path) -> Iterator[None]:
+    """Turn what h5py raises on reading into an error that names the file.
 
     Raises
     ------
     StageError
-        If it is missing, cut short or damaged, also when that shows only while reading.
+        If the file is cut short or damaged.
     """
-    if not path.is_file():
-        raise StageError(f"{path}: no such file; run snakemake to make it")
     try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.filename not in (None, str(path)):
-            raise
+        yield
+    except (OSError, RuntimeError, KeyError) as error:
         raise StageError(
             f"{path}: truncated or damaged HDF5 file ({error}); delete it and run snakemake again"
         ) from error
 
 
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open a file for reading; read from it under :func:`reading`.
+
+    Raises
+    ------
+    StageError
+        If it is missing, or no whole HDF5 file.
+    """
+    if not path.is_file():
+        raise StageError(f"{path}: no such file; run snakemake to make it")
+    with reading(path):
+        file = h5py.File(path, "r")
+    with file:
+        yield file
+
+
 def create_array(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
-    """Create a data set (N, ...) whose chunks are single images."""
-    chunks = (1, *shape[1:]) if shape[0] else None
+    """Create a data set (N, ...) whose chunks are single images; scores (N,) are one chunk."""
+    chunks = (1 if shape[1:] else shape[0], *shape[1:]) if shape[0] else None
     options = FILTERS if shape[0] else {}
     return group.create_dataset(name, shape, dtype=dtype, chunks=chunks, **options)
 

@@ -35,7 +35,13 @@ def open_image(path: Path) -> Image.Image:
             return image
     except FileNotFoundError:
         raise StageError(f"{path}: no such file") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (
+        OSError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        SyntaxError,
+        ValueError,
+    ) as error:
         raise StageError(f"{path}: cannot be decoded ({error}); replace the file") from None
 
 
@@ -61,8 +67,8 @@ def load_image(path: Path, size: int, crop: float, interpolation: str) -> np.nda
 def load_mask(path: Path) -> np.ndarray:
     """Read a mask (H, W) bool at its own size: every value above 0 is anomalous."""
     image = open_image(path)
-    if image.mode in ("LA", "RGBA"):  # an opaque alpha channel marks nothing
-        image = image.convert(image.mode[:-1])
+    if image.mode in ("LA", "RGBA", "P"):  # alpha marks nothing, and a palette may number white 0
+        image = image.convert("L" if image.mode == "LA" else "RGB")
     mask = np.asarray(image)
     return (mask if mask.ndim == 2 else mask.max(axis=2)) > 0
 

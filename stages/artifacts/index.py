@@ -1,7 +1,7 @@
 """The index of one category: a Parquet table with one row per image.
 
 ``image_id`` is ``<split>/<defect type>/<file stem>``; ``label`` 0 is good, 1 defective; ``masks``
-are paths relative to the category's folder, as ``path`` is; ``problem`` is empty for a usable image.
+and ``path`` are relative to the category's folder; ``problem`` is empty for a usable image.
 """
 
 from __future__ import annotations

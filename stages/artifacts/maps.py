@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from stages.artifacts.files import StageError, atomic_path
-from stages.artifacts.hdf5 import create_array, open_hdf5, read_strings, write_strings
+from stages.artifacts.hdf5 import create_array, open_hdf5, read_strings, reading, write_strings
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ def write_maps(
         for method, array in maps.items():
             create_array(groups["maps"], method, array.shape, "float32")[:] = array
         for method, values in scores.items():
-            groups["scores"].create_dataset(method, data=values.astype(np.float64))
+            create_array(groups["scores"], method, values.shape, "float64")[:] = values
 
 
 def read_info(path: Path) -> MapsInfo:
     """Read ids and methods without the maps."""
-    with open_hdf5(path) as file:
+    with open_hdf5(path) as file, reading(path):
         return MapsInfo(
             read_strings(file, "ids"),
             list(file["maps"]),
@@ -59,7 +59,7 @@ def read_info(path: Path) -> MapsInfo:
 
 def read_maps(path: Path, method: str, rows: np.ndarray | None = None) -> np.ndarray:
     """Read one method's maps (N, H, W) float32, or only those of ``rows``."""
-    with open_hdf5(path) as file:
+    with open_hdf5(path) as file, reading(path):
         if method not in file["maps"]:
             raise StageError(f"{path}: no map method {method}; it holds {', '.join(file['maps'])}")
         if rows is None:
@@ -69,5 +69,5 @@ def read_maps(path: Path, method: str, rows: np.ndarray | None = None) -> np.nda
 
 def read_scores(path: Path, method: str) -> np.ndarray:
     """Read one method's image scores (N,) float64."""
-    with open_hdf5(path) as file:
+    with open_hdf5(path) as file, reading(path):
         return np.asarray(file["scores"][method][:])

@@ -106,7 +106,7 @@ def file_sizes(folder: Path, paths: list[Path]) -> dict[str, int]:
         file
         for path in paths
         for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
-        if file.is_file()
+        if not file.is_dir()  # an output that is missing must fail here, not be left out
     ]
     return {os.path.relpath(file, folder): file.stat().st_size for file in files}
 

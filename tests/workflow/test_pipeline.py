@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -252,7 +251,7 @@ class TestOneAtATime:
     """Two runs in one folder would tread on each other."""
 
     def test_second_process_is_refused(self, repository):
-        code = "import sys; from workflow.plan import lock; held = lock(); print(1, flush=True); sys.stdin.read()"  # noqa: E501
+        code = "import sys; from workflow.plan import lock; held = lock(); print(1, flush=True); sys.stdin.read()"
         holder = subprocess.Popen(
             [sys.executable, "-c", code], cwd=repository.root, env=repository.environment(),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
