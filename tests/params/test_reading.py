@@ -127,8 +127,9 @@ class TestVariants:
 
     def test_of_committed_files_are_valid(self, root):
         for variant in (None, "cpu", "demo"):
-            run = read_run(root, {"variant": variant})
-            assert set(run.algorithms) == set(known_names(root / "params/algorithms"))
+            names = known_names(root / "params/algorithms")
+            run = read_run(root, {"variant": variant, "algorithms": names})
+            assert set(run.algorithms) == set(names)
         assert run.algorithms["padim"].backbone == "efficientnet_lite0"
         assert run.algorithms["padim"].parameters["max_features"] == 550
         assert run.algorithms["padim"].parameters["sigma"] == 4.0, "the algorithm's own default"

@@ -82,9 +82,13 @@ class Repository:
         name = job.split("/")[0]
         return self.python("-m", f"stages.{name}", f".plan/{job}.json", "--threads", "1")
 
-    def snakemake(self, *words: str, config: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    def snakemake(
+        self, *words: str, config: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
         """Run Snakemake on the preset tiny."""
-        return self.python("-m", "snakemake", "--cores", "1", *words, "--config", "preset=tiny", *config)
+        return self.python(
+            "-m", "snakemake", "--cores", "1", *words, "--config", "preset=tiny", *config
+        )
 
     def plan(self, **overrides: Any) -> Plan:
         """Plan the preset tiny."""
