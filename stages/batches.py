@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +28,7 @@ class Reader(Protocol):
         """Return the images ``rows`` as float32 arrays (B, C, H, W)."""
 
 
-class ImageReader:
+class ImageReader(AbstractContextManager["ImageReader"]):
     """Decodes, resizes and normalises images: ``[(B, 3, size, size)]``, float32.
 
     Parameters
@@ -69,15 +69,7 @@ class ImageReader:
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
         return [np.stack(list(self.pool.map(self._load, rows)))]
 
-    def __enter__(self) -> ImageReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.pool.shutdown()
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from types import TracebackType
 
 import h5py
 import numpy as np
@@ -46,7 +45,7 @@ class FeatureWriter:
         self.written = stop
 
 
-class FeatureReader:
+class FeatureReader(AbstractContextManager["FeatureReader"]):
     """Reads one split as float32 arrays, from memory where it fits, else from the file.
 
     Parameters
@@ -90,13 +89,5 @@ class FeatureReader:
         with reading(self.path):
             return [array[rows[order]][back].astype(np.float32) for array in self._arrays]
 
-    def __enter__(self) -> FeatureReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._context.close()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import pandas as pd
 import psutil
@@ -69,6 +70,14 @@ def values(repository: Repository, category: str | None = None) -> list[dict]:
     if category is not None:
         table = table[table["category"] == category]
     return table.to_dict("records")
+
+
+def features(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file of features."""
+    with h5py.File(path) as file:
+        return {
+            f"{split}/{layer}": file[split][layer][:] for split in file for layer in file[split]
+        }
 
 
 def times(repository: Repository) -> dict[str, int]:
@@ -196,10 +205,12 @@ class TestSomethingToDo:
 
     def test_truncated_features(self, repository, undisturbed):
         file = repository.root / FEATURES
-        content = file.read_bytes()
-        file.write_bytes(content[: len(content) // 2])
+        before = features(file)
+        os.truncate(file, file.stat().st_size // 2)
         assert executed(succeeds(repository.snakemake())) == {"features of folder/bolt by tiny"}
-        assert file.stat().st_size == len(content)
+        # Not the bytes of the file: LZF does not always pack the same values in the same way.
+        for name, array in features(file).items():
+            np.testing.assert_array_equal(array, before[name])
         assert values(repository) == undisturbed
 
     def test_broken_above_and_stale_below(self, repository):
