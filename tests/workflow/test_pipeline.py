@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -21,7 +22,8 @@ from tests.workflow.mini_repository import SIZE, Repository, make_repository
 pytestmark = pytest.mark.slow
 
 Done = subprocess.CompletedProcess[str]
-METRICS = "results/metrics/padim/folder/bolt/seed0"
+RUN = "folder/bolt/seed0"
+METRICS = f"results/metrics/padim/{RUN}"
 FEATURES = "results/features/tiny/folder/bolt.h5"
 MAPS = "results/maps/padim/folder/nut/seed0.h5"
 # What a value of long.csv depends on; the rest are times, memory and the commit.
@@ -64,20 +66,30 @@ def succeeds(done: Done) -> Done:
     return done
 
 
-def values(repository: Repository, category: str | None = None) -> list[dict]:
+def values(repository: Repository) -> list[dict]:
     """What the leaderboard says, without what no two runs have in common."""
     table = pd.read_csv(repository.root / "results/leaderboard/folder/long.csv")[VALUES]
-    if category is not None:
-        table = table[table["category"] == category]
     return table.to_dict("records")
 
 
-def features(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a file of features."""
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file of features or maps."""
+    found: dict[str, np.ndarray] = {}
+
+    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[:]
+
     with h5py.File(path) as file:
-        return {
-            f"{split}/{layer}": file[split][layer][:] for split in file for layer in file[split]
-        }
+        file.visititems(visit)
+    return found
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Compare arrays, not bytes of files: one array may be packed in more than one way."""
+    assert set(found) == set(expected)
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
 def times(repository: Repository) -> dict[str, int]:
@@ -205,12 +217,10 @@ class TestSomethingToDo:
 
     def test_truncated_features(self, repository, undisturbed):
         file = repository.root / FEATURES
-        before = features(file)
+        before = arrays(file)
         os.truncate(file, file.stat().st_size // 2)
         assert executed(succeeds(repository.snakemake())) == {"features of folder/bolt by tiny"}
-        # Not the bytes of the file: LZF does not always pack the same values in the same way.
-        for name, array in features(file).items():
-            np.testing.assert_array_equal(array, before[name])
+        assert_same(arrays(file), before)
         assert values(repository) == undisturbed
 
     def test_broken_above_and_stale_below(self, repository):
@@ -332,7 +342,13 @@ def kill_when(process: subprocess.Popen[str], *words: str, everything: bool = Fa
 class TestKilled:
     """Kill -9 at any moment costs the work of the killed job, and no result."""
 
-    def test_results_are_those_of_an_undisturbed_run(self, undisturbed, tmp_path):
+    def test_results_are_those_of_an_undisturbed_run(
+        self, repository: Repository, undisturbed, tmp_path
+    ):
+        maps = {
+            algorithm: arrays(repository.root / f"results/maps/{algorithm}/{RUN}.h5")
+            for algorithm in ("random", "padim")
+        }
         repository = make_repository(tmp_path / "repository", categories=["bolt"])
         orders, hook = tmp_path / "orders", tmp_path / "hook"
         orders.mkdir()
@@ -355,29 +371,30 @@ class TestKilled:
                     words, cwd=repository.root, env=environment, stdout=file, stderr=file, text=True
                 )
 
-        run = "folder/bolt/seed0"
         # Right before and right after a file or a folder takes its place, before the stamp.
         order("before", FEATURES)  # is tried again by itself
-        order("before", f"results/models/random/{run}/model")
-        order("after", f"results/models/padim/{run}/model")
+        order("before", f"results/models/random/{RUN}/model")
+        order("after", f"results/models/padim/{RUN}/model")
         assert start().wait(200) != 0
         assert not list(orders.iterdir()), log.read_text()
         # At a stage's start, between two outputs, and right before the stamp.
-        order("before", f"results/maps/random/{run}.h5")
-        order("after", f"results/metrics/random/{run}/image_auroc.json")
+        order("before", f"results/maps/random/{RUN}.h5")
+        order("after", f"results/metrics/random/{RUN}/image_auroc.json")
         process = start()
         kill_when(process, "stages.train", "padim")
         assert process.wait(200) != 0
         assert not list(orders.iterdir()), log.read_text()
-        order("before", f"results/models/padim/{run}/provenance.json")
+        order("before", f"results/models/padim/{RUN}/provenance.json")
         assert start().wait(200) != 0
         assert not list(orders.iterdir()), log.read_text()
         # Snakemake itself, with all that it has started.
         process = start()
         kill_when(process, "stages.predict", "padim", everything=True)
-        assert not (repository.root / f"results/maps/padim/{run}.h5").exists()
+        assert not (repository.root / f"results/maps/padim/{RUN}.h5").exists()
         assert start().wait(200) == 0, log.read_text()
         assert values(repository) == [row for row in undisturbed if row["category"] == "bolt"]
+        for algorithm, expected in maps.items():
+            assert_same(arrays(repository.root / f"results/maps/{algorithm}/{RUN}.h5"), expected)
         assert all(repository.plan().valid.values())
         assert not list((repository.root / "results").rglob(".*.tmp-*")), "nothing half is left"
         assert not list((repository.root / "results").rglob("checkpoint"))
