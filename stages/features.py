@@ -8,6 +8,7 @@ from typing import Any
 
 from stages.artifacts.features import FeatureWriter
 from stages.artifacts.files import atomic_path
+from stages.artifacts.hdf5 import LIBRARY
 from stages.artifacts.index import read_index, usable
 from stages.artifacts.job import Job
 from stages.command import Options, run
@@ -31,7 +32,10 @@ def body(job: Job, options: Options) -> dict[str, Any]:
     index = read_index(job.input("index"))
     root = Path(parameters["root"]) / job.key["category"]
     images, seconds = 0, 0.0
-    with atomic_path(job.outputs["features"]) as temporary, h5py.File(temporary, "w") as file:
+    with (
+        atomic_path(job.outputs["features"]) as temporary,
+        h5py.File(temporary, "w", libver=LIBRARY) as file,
+    ):
         file.attrs["backbone"] = config["model"]
         for split in ("train", "test"):
             table = usable(index, split)

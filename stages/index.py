@@ -141,7 +141,7 @@ def build_index(category: Path) -> pd.DataFrame:
     Raises
     ------
     StageError
-        If the folder is missing or escapes through a symbolic link.
+        If the folder is missing.
     """
     if not category.is_dir():
         raise StageError(

@@ -124,6 +124,7 @@ class Plan:
         self.source = Code(root, self.cache)
         self.jobs: dict[str, Job] = {}
         self._weights: dict[str, Any] = {}
+        self._whole: dict[str, bool] = {}
         self._build()
         self.cache.save()
 
@@ -503,9 +504,19 @@ class Plan:
     def _by_stage(self, stage: str) -> Iterator[Job]:
         return (job for job in self.jobs.values() if job.stage == stage)
 
+    def whole(self, job: Job) -> bool:
+        """Tell whether a job and all above it are valid: nothing that it reads will be remade."""
+        if job.name not in self._whole:
+            self._whole[job.name] = self.valid[job.name] and all(map(self.whole, job.upstream))
+        return self._whole[job.name]
+
     def targets(self, *stages: str) -> list[str]:
-        """Stamps of all jobs of some stages: asking for them makes everything else."""
-        return [job.outputs["provenance"] for stage in stages for job in self._by_stage(stage)]
+        """Stamps of all jobs of some stages; of all jobs, if none is named."""
+        return [
+            job.outputs["provenance"]
+            for job in self.jobs.values()
+            if not stages or job.stage in stages
+        ]
 
     def write(self) -> None:
         """Write the job files, with times that translate validity into Snakemake's terms.

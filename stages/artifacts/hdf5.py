@@ -11,6 +11,8 @@ import numpy as np
 
 from stages.artifacts.files import StageError
 
+# From HDF5 1.10 on, the file's own structure carries checksums too.
+LIBRARY = "v110"
 # LZF comes with every h5py and is an order of magnitude faster than gzip; the checksum names a
 # damaged chunk when it is read.
 FILTERS = {"compression": "lzf", "shuffle": True, "fletcher32": True}

@@ -13,7 +13,14 @@ import h5py
 import numpy as np
 
 from stages.artifacts.files import StageError, atomic_path
-from stages.artifacts.hdf5 import create_array, open_hdf5, read_strings, reading, write_strings
+from stages.artifacts.hdf5 import (
+    LIBRARY,
+    create_array,
+    open_hdf5,
+    read_strings,
+    reading,
+    write_strings,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ def write_maps(
     primary: tuple[str, str],
 ) -> None:
     """Write maps {method: (N, H, W)} and scores {method: (N,)} atomically."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path) as temporary, h5py.File(temporary, "w", libver=LIBRARY) as file:
         file.attrs["primary_map"], file.attrs["primary_score"] = primary
         write_strings(file, "ids", ids)
         groups = {kind: file.create_group(kind) for kind in ("maps", "scores")}

@@ -51,19 +51,22 @@ def targets(*stages):
 
 
 def files(stage):
-    """Input function: the files that a job reads, whatever their time while the job is valid.
+    """Input function: the files that a job reads, as far as Snakemake need know of them.
 
     Times play no part: the job's own file under .plan/ is new exactly when its fingerprint says
-    that it must run. All above a valid job is valid too, so nothing that is `ancient` here is
-    remade in the same run (Snakemake would forget the jobs below: its issue 4166).
+    that it must run. A valid job whose inputs are gone or broken has nothing to wait for: the
+    `all` rule has them remade. It must not name them, since Snakemake forgets to look at jobs
+    below an `ancient` file that is remade in the same run (its issue 4166).
     """
 
     def inputs(wildcards):
         job = job_of(stage, wildcards)
         paths = [path for group in job.inputs.values() for path in group]
         paths += [above.outputs["provenance"] for above in job.upstream]
-        if PLAN.valid[job.name]:
+        if PLAN.whole(job):
             return [ancient(path) for path in dict.fromkeys(paths)]
+        if PLAN.valid[job.name]:
+            return []
         return list(dict.fromkeys(paths + [job.outputs["provenance"] for job in job.waits_for]))
 
     return inputs
