@@ -26,7 +26,8 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check -l 100 Snakefile workflow/rules
 	$(BIN)/mypy params algorithms stages workflow metrics/visionad_metrics
-	$(BIN)/snakemake --lint > .plan/lint.txt 2>&1 || (cat .plan/lint.txt; exit 1)
+	@# Silent when clean, whole when not.
+	@echo '$(BIN)/snakemake --lint'; said=$$($(BIN)/snakemake --lint 2>&1) || { echo "$$said"; exit 1; }
 
 format: .venv/ready  ## format code and rules
 	$(BIN)/ruff check --fix .
