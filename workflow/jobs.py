@@ -1,0 +1,472 @@
+"""Which jobs a run has: one method per stage says what it reads, writes and depends on.
+
+This is the one place that knows what a stage's result depends on: a parameter that is not put into
+its job's ``parameters`` here cannot reach the stage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from params import models
+from params.reading import ParamsError, Run, read_run
+from stages.artifacts.files import StageError
+from stages.artifacts.weights import weights_path
+from workflow.fingerprint import Code, HashCache, digest, folder_content, sha256_file
+
+ROOT = Path(__file__).resolve().parents[1]
+PLAN_FOLDER = Path(".plan")
+# Where the images lie says nothing about what they show.
+ADDRESSES = ("root",)
+DATA_PARTS = ("train", "test", "ground_truth")
+
+
+@dataclass
+class Job:
+    """One run of one stage."""
+
+    stage: str
+    key: dict[str, str]
+    parameters: dict[str, Any]
+    outputs: dict[str, str]
+    code: str
+    inputs: dict[str, list[str]] = field(default_factory=dict)
+    upstream: list[Job] = field(default_factory=list)
+    waits_for: list[Job] = field(default_factory=list)  # order only: no part of the fingerprint
+    data: str | None = None  # digest of source data
+    parts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """E.g. ``train/patchcore/demo/weave/seed0``."""
+        return "/".join([self.stage, *self.key.values()])
+
+    @property
+    def file(self) -> Path:
+        """The job file, relative to the repository."""
+        return PLAN_FOLDER / f"{self.name}.json"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        hashed = {k: v for k, v in self.parameters.items() if k not in ADDRESSES}
+        above = sorted(job.fingerprint for job in self.upstream)
+        return digest([self.stage, self.key, hashed, self.code, self.data, above, self.parts])
+
+    def text(self, device: str) -> str:
+        """Contents of the job file."""
+        return (
+            json.dumps(
+                {
+                    "stage": self.stage,
+                    "key": self.key,
+                    "parameters": self.parameters,
+                    "inputs": self.inputs,
+                    "outputs": self.outputs,
+                    "fingerprint": self.fingerprint,
+                    "parts": self.parts,
+                    "code": self.code,
+                    "device": device,
+                },
+                indent=1,
+            )
+            + "\n"
+        )
+
+    def is_valid(self, root: Path) -> bool:
+        """Tell whether the job's artefacts are there, whole, and made with its fingerprint."""
+        stamp = root / self.outputs["provenance"]
+        try:
+            data = json.loads(stamp.read_text(encoding="utf-8"))
+            if data["fingerprint"] != self.fingerprint:
+                return False
+            return all(
+                os.stat(os.path.join(stamp.parent, name)).st_size == size
+                for name, size in data["files"].items()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
+
+class Jobs:
+    """All jobs of a run, built from its parameters.
+
+    Parameters
+    ----------
+    root
+        The repository's folder.
+    overrides
+        Values laid over ``params/benchmark.yaml``, as given to ``snakemake --config``.
+    """
+
+    def __init__(self, root: Path = ROOT, overrides: Mapping[str, Any] | None = None) -> None:
+        self.root = root
+        self.overrides = dict(overrides or {})
+        self.run: Run = read_run(root, self.overrides)
+        self.cache = HashCache(root / PLAN_FOLDER / "hashes.json")
+        self.source = Code(root, self.cache)
+        self.jobs: dict[str, Job] = {}
+        self._weights: dict[str, Any] = {}
+        self._build()
+        self.cache.save()
+
+    def _add(self, job: Job) -> Job:
+        return self.jobs.setdefault(job.name, job)
+
+    def _build(self) -> None:
+        for dataset in self.run.datasets:
+            self._build_dataset(dataset)
+        if self.run.benchmark.page is not None:
+            self._add(self._page(self.run.benchmark.page))
+
+    def _build_dataset(self, dataset: str) -> None:
+        categories, run = self.run.categories[dataset], self.run
+        indexes = [self._add(self._index(dataset, category)) for category in categories]
+        check = self._add(self._check(dataset, indexes))
+        leaves: list[tuple[Job, Job, Job]] = []
+        for algorithm in run.algorithms:
+            predictions = []
+            for category, index in zip(categories, indexes, strict=True):
+                source = self._source(algorithm, dataset, category, index, check)
+                for seed in run.benchmark.seeds:
+                    train = self._add(
+                        self._train(algorithm, dataset, category, seed, source, index)
+                    )
+                    train.waits_for.append(check)
+                    predict = self._add(self._predict(train, source, index))
+                    evaluate = self._add(self._evaluate(predict, index))
+                    leaves.append((train, predict, evaluate))
+                    if seed == run.benchmark.seeds[0]:
+                        predictions.append(predict)
+            self._add(self._sheet(algorithm, dataset, predictions, indexes))
+        aggregate = self._add(self._aggregate(dataset, leaves))
+        self._add(self._figures(dataset, aggregate))
+
+    # --- geometry and weights -------------------------------------------------------------------
+
+    def _image_size(self, dataset: str, backbone: str | None) -> int:
+        """The network's own size, else the data set's, else the protocol's."""
+        own = self.run.backbones[backbone].image_size if backbone else None
+        return own or self.run.datasets[dataset].image_size or self.protocol.image_size
+
+    @property
+    def protocol(self) -> models.Protocol:
+        """How images become arrays."""
+        return self.run.benchmark.protocol
+
+    def _geometry(self, dataset: str, backbone: str | None) -> dict[str, Any]:
+        return {
+            "image_size": self._image_size(dataset, backbone),
+            "crop": self.protocol.crop,
+            "interpolation": self.protocol.interpolation,
+        }
+
+    def _weights_digest(self, name: str) -> str | None:
+        """Hash of a backbone's weights file; for timm's own the name says it all.
+
+        Raises
+        ------
+        ParamsError
+            If the file, or the package that carries it, is missing.
+        """
+        if name not in self._weights:
+            weights = self.run.backbones[name].weights.model_dump()
+            if weights["source"] == "file":
+                weights["path"] = str(self.root / weights["path"])
+            try:
+                path = weights_path(weights)
+            except StageError as error:
+                raise ParamsError(f"params/backbones/{name}.yaml: weights: {error}") from None
+            self._weights[name] = path and self.cache.get("sha256", path, sha256_file)
+        return self._weights[name]
+
+    # --- one method per stage -------------------------------------------------------------------
+
+    def _index(self, dataset: str, category: str) -> Job:
+        config = self.run.datasets[dataset]
+        place = f"results/index/{dataset}/{category}"
+        job = Job(
+            "index",
+            {"dataset": dataset, "category": category},
+            {"root": config.root},
+            {"index": f"{place}.parquet", "provenance": f"{place}.provenance.json"},
+            self.source.digest("stages.index"),
+        )
+        if isinstance(config, models.Demo):
+            job.upstream.append(self._add(self._demo_data(dataset, category, config)))
+            job.inputs["category"] = [f"{config.root}/{category}"]
+        else:
+            folder = self.root / config.root / category
+            job.data = folder_content(folder, DATA_PARTS, self.cache)
+        return job
+
+    def _demo_data(self, dataset: str, category: str, config: models.Demo) -> Job:
+        place = f"{config.root}/{category}"
+        names = ("seed", "size", "train_good", "test_good", "per_defect")
+        return Job(
+            "demo_data",
+            {"dataset": dataset, "category": category},
+            {name: getattr(config, name) for name in names},
+            {"category": place, "provenance": f"{place}.provenance.json"},
+            self.source.digest("stages.demo_data"),
+        )
+
+    def _check(self, dataset: str, indexes: list[Job]) -> Job:
+        checks, place = self.run.benchmark.checks, f"results/check/{dataset}"
+        return Job(
+            "check",
+            {"dataset": dataset},
+            {**checks.model_dump(), "root": self.run.datasets[dataset].root},
+            {"check": f"{place}/check.json", "provenance": f"{place}/provenance.json"},
+            self.source.digest("stages.check"),
+            inputs={"indexes": [job.outputs["index"] for job in indexes]},
+            upstream=list(indexes),
+        )
+
+    def _source(self, algorithm: str, dataset: str, category: str, index: Job, check: Job) -> Job:
+        """The job whose output an algorithm reads: features, or the index of the images."""
+        backbone = self.run.algorithms[algorithm].backbone
+        if backbone is None:
+            return index
+        place = f"results/features/{backbone}/{dataset}/{category}"
+        return self._add(
+            Job(
+                "features",
+                {"backbone": backbone, "dataset": dataset, "category": category},
+                {
+                    "backbone": self.run.backbones[backbone].model_dump(mode="json"),
+                    **self._geometry(dataset, backbone),
+                    "root": self.run.datasets[dataset].root,
+                },
+                {"features": f"{place}.h5", "provenance": f"{place}.provenance.json"},
+                self.source.digest("stages.features"),
+                inputs={"index": [index.outputs["index"]]},
+                upstream=[index],
+                waits_for=[check],
+                data=self._weights_digest(backbone),
+            )
+        )
+
+    def _algorithm_parameters(self, algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
+        config = self.run.algorithms[algorithm]
+        parameters = {
+            "algorithm": config.algorithm,
+            "parameters": config.parameters,
+            "seed": seed,
+            **self._geometry(dataset, config.backbone),
+            "root": self.run.datasets[dataset].root,
+        }
+        if config.backbone is None:
+            return parameters | {"mean": self.protocol.mean, "std": self.protocol.std}
+        return parameters | {"layers": config.layers}
+
+    def _train(
+        self, algorithm: str, dataset: str, category: str, seed: int, source: Job, index: Job
+    ) -> Job:
+        config = self.run.algorithms[algorithm]
+        place = f"results/models/{algorithm}/{dataset}/{category}/seed{seed}"
+        inputs = {"index": [index.outputs["index"]]}
+        if source is not index:
+            inputs["features"] = [source.outputs["features"]]
+        return Job(
+            "train",
+            {
+                "algorithm": algorithm,
+                "dataset": dataset,
+                "category": category,
+                "seed": f"seed{seed}",
+            },
+            {
+                **self._algorithm_parameters(algorithm, dataset, seed),
+                "epochs": config.epochs,
+                "batch_size": config.batch_size,
+                "train_seconds": self.run.benchmark.budget.train_seconds,
+            },
+            {
+                "model": f"{place}/model",
+                "training": f"{place}/training.json",
+                "provenance": f"{place}/provenance.json",
+            },
+            self.source.digest("stages.train", f"algorithms.{config.algorithm}"),
+            inputs=inputs,
+            upstream=[source],
+        )
+
+    def _predict(self, train: Job, source: Job, index: Job) -> Job:
+        algorithm, dataset = train.key["algorithm"], train.key["dataset"]
+        place = "results/maps/" + "/".join(train.key.values())
+        seed = int(train.key["seed"].removeprefix("seed"))
+        return Job(
+            "predict",
+            dict(train.key),
+            self._algorithm_parameters(algorithm, dataset, seed),
+            {"maps": f"{place}.h5", "provenance": f"{place}.provenance.json"},
+            self.source.digest(
+                "stages.predict", f"algorithms.{self.run.algorithms[algorithm].algorithm}"
+            ),
+            inputs={
+                **train.inputs,
+                "model": [train.outputs["model"]],
+                "training": [train.outputs["training"]],
+            },
+            upstream=[train, source],
+        )
+
+    def _evaluate(self, predict: Job, index: Job) -> Job:
+        run, dataset = self.run, predict.key["dataset"]
+        metrics = {name: run.metrics.parameters.get(name, {}) for name in run.benchmark.metrics}
+        common = {
+            "evaluation_size": self.protocol.evaluation_size,
+            "crop": self.protocol.crop,
+            "by_defect_type": run.metrics.by_defect_type,
+        }
+        place = "results/metrics/" + "/".join(predict.key.values())
+        outputs = {name: f"{place}/{name}.json" for name in metrics}
+        job = Job(
+            "evaluate",
+            dict(predict.key),
+            {"metrics": metrics, **common, "root": run.datasets[dataset].root},
+            {**outputs, "provenance": f"{place}/provenance.json"},
+            self.source.digest("stages.evaluate"),
+            inputs={"maps": [predict.outputs["maps"]], "index": [index.outputs["index"]]},
+            upstream=[predict, index],
+        )
+        job.parts = {
+            name: digest(
+                [
+                    name,
+                    parameters,
+                    common,
+                    job.code,
+                    predict.fingerprint,
+                    index.fingerprint,
+                    self.source.digest(f"visionad_metrics.catalogue.{name}"),
+                ]
+            )
+            for name, parameters in metrics.items()
+        }
+        return job
+
+    def _settings(self, dataset: str) -> dict[str, dict[str, Any]]:
+        return {
+            name: {
+                "backbone": config.backbone,
+                "image_size": self._image_size(dataset, config.backbone),
+                "epochs": config.epochs,
+                "train_seconds": self.run.benchmark.budget.train_seconds,
+            }
+            for name, config in self.run.algorithms.items()
+        }
+
+    def _aggregate(self, dataset: str, leaves: list[tuple[Job, Job, Job]]) -> Job:
+        benchmark, place = self.run.benchmark, f"results/leaderboard/{dataset}"
+        trains, predicts, evaluates = zip(*leaves, strict=True)
+        return Job(
+            "aggregate",
+            {"dataset": dataset},
+            {
+                "dataset": dataset,
+                "title": benchmark.title,
+                "categories": self.run.categories[dataset],
+                "algorithms": benchmark.algorithms,
+                "seeds": benchmark.seeds,
+                "metrics": benchmark.metrics,
+                "settings": self._settings(dataset),
+                "evaluation_size": self.protocol.evaluation_size,
+            },
+            {
+                "long": f"{place}/long.csv",
+                "costs": f"{place}/costs.csv",
+                "leaderboard": f"{place}/leaderboard.md",
+                "tables": f"{place}/tables",
+                "provenance": f"{place}/provenance.json",
+            },
+            self.source.digest("stages.aggregate"),
+            inputs={
+                "metrics": [job.outputs[name] for job in evaluates for name in benchmark.metrics],
+                "train_provenance": [job.outputs["provenance"] for job in trains],
+                "predict_provenance": [job.outputs["provenance"] for job in predicts],
+            },
+            upstream=[*trains, *predicts, *evaluates],
+        )
+
+    def _figures(self, dataset: str, aggregate: Job) -> Job:
+        benchmark, place = self.run.benchmark, f"results/figures/{dataset}/leaderboard"
+        return Job(
+            "figures",
+            {"dataset": dataset},
+            {
+                "figures": self.run.figures.model_dump(),
+                "title": benchmark.title,
+                "algorithms": benchmark.algorithms,
+                "metrics": benchmark.metrics,
+                "categories": self.run.categories[dataset],
+            },
+            {"figures": place, "provenance": f"{place}.provenance.json"},
+            self.source.digest("stages.figures"),
+            inputs={"long": [aggregate.outputs["long"]]},
+            upstream=[aggregate],
+        )
+
+    def _sheet(
+        self, algorithm: str, dataset: str, predictions: list[Job], indexes: list[Job]
+    ) -> Job:
+        place = f"results/figures/{dataset}/sheets/{algorithm}"
+        return Job(
+            "sheet",
+            {"algorithm": algorithm, "dataset": dataset},
+            {
+                **self._geometry(dataset, self.run.algorithms[algorithm].backbone),
+                "evaluation_size": self.protocol.evaluation_size,
+                "categories": self.run.categories[dataset],
+                "root": self.run.datasets[dataset].root,
+                "figures": self.run.figures.model_dump(),
+            },
+            {"sheet": place, "provenance": f"{place}.provenance.json"},
+            self.source.digest("stages.sheet"),
+            inputs={
+                "maps": [job.outputs["maps"] for job in predictions],
+                "index": [job.outputs["index"] for job in indexes],
+            },
+            upstream=[*predictions, *indexes],
+        )
+
+    def _page(self, page: models.Page) -> Job:
+        run, name = self.run, Path(page.path).stem
+        aggregates = [self.jobs[f"aggregate/{dataset}"] for dataset in run.datasets]
+        inputs = {kind: [job.outputs[kind] for job in aggregates] for kind in ("long", "costs")}
+        published = self.root / page.published if page.published else None
+        data = None
+        if page.published and published is not None and published.is_file():
+            inputs["published"] = [page.published]
+            data = self.cache.get("sha256", published, sha256_file)
+        datasets = [
+            {
+                "name": dataset,
+                "categories": run.categories[dataset],
+                "licence": run.datasets[dataset].licence,
+            }
+            for dataset in run.datasets
+        ]
+        return Job(
+            "page",
+            {"page": name},
+            {
+                "title": run.benchmark.title,
+                "preset": self.overrides.get("preset"),
+                "datasets": datasets,
+                "page": page.path,
+                "settings": {d: self._settings(d) for d in run.datasets},
+                "budget_seconds": run.benchmark.budget.train_seconds,
+            },
+            {"page": page.path, "provenance": f"results/page/{name}.provenance.json"},
+            self.source.digest("stages.page"),
+            inputs=inputs,
+            upstream=aggregates,
+            data=data,
+        )
