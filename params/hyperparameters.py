@@ -60,6 +60,12 @@ def declaration(path: Path) -> Declaration:
     return Declaration(path.stem, inputs, model)
 
 
+def registered_files(folder: Path) -> list[Path]:
+    """List the files of ``algorithms/`` that register an algorithm, importing none of them."""
+    files = sorted(folder.glob("*.py"))
+    return [path for path in files if "@register(" in path.read_text(encoding="utf-8")]
+
+
 def _registered_name(node: ast.ClassDef) -> str | None:
     for decorator in node.decorator_list:
         if (

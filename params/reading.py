@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from params import models
-from params.hyperparameters import DeclarationError, declaration
+from params.hyperparameters import DeclarationError, declaration, registered_files
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -175,9 +175,7 @@ def read_algorithm(root: Path, name: str, variant: str | None, asked_by: str) ->
     config = validate(models.Algorithm, read_config(path.parent, name, variant, asked_by), path)
     source = root / "algorithms" / f"{config.algorithm}.py"
     if not source.is_file():
-        known = sorted(
-            file.stem for file in source.parent.glob("*.py") if "@register(" in file.read_text()
-        )
+        known = [file.stem for file in registered_files(source.parent)]
         raise ParamsError(
             f"{path}: algorithm: {config.algorithm}: no {source}; "
             f"{_nearest(config.algorithm, known)}"

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from params import models
-from params.hyperparameters import declaration
+from params.hyperparameters import declaration, registered_files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,9 +43,7 @@ def build(root: Path = ROOT) -> dict[str, dict[str, Any]]:
         "metrics.schema.json": models.Metrics.model_json_schema(),
         "figures.schema.json": models.Figures.model_json_schema(),
     }
-    for source in sorted((root / "algorithms").glob("*.py")):
-        if "@register(" not in source.read_text(encoding="utf-8"):
-            continue
+    for source in registered_files(root / "algorithms"):
         algorithm = _inheriting(models.Algorithm.model_json_schema())
         parameters = declaration(source).hyperparameters.model_json_schema()
         algorithm["properties"]["parameters"] = parameters

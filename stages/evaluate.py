@@ -17,7 +17,7 @@ from PIL import Image
 
 import visionad_metrics
 from stages.artifacts.files import StageError, read_json, remove, write_json
-from stages.artifacts.images import evaluation_mask, load_mask
+from stages.artifacts.images import united_mask
 from stages.artifacts.index import read_index, usable
 from stages.artifacts.job import Job
 from stages.artifacts.maps import MapsInfo, read_info, read_maps, read_scores
@@ -47,8 +47,7 @@ def read_truth(category: Path, table: pd.DataFrame, size: int, crop: float) -> T
     """Read labels and masks; several masks of one image are united."""
     masks = np.zeros((len(table), size, size), bool)
     for row, names in enumerate(table["masks"]):
-        for name in names:
-            masks[row] |= evaluation_mask(load_mask(category / name), size, crop)
+        masks[row] = united_mask(category, names, size, crop)
     labels = table["label"].to_numpy().astype(bool)
     return Truth(labels, table["defect_type"].to_numpy().astype(str), masks)
 

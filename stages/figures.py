@@ -7,9 +7,7 @@ how many other algorithms' error bars hold it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -20,10 +18,10 @@ from stages.aggregate import LONG, pivot, read_table
 from stages.artifacts.files import atomic_path
 from stages.artifacts.job import Job
 from stages.command import Options, run
+from stages.drawing import STYLE, save
 
 BEST, OTHER, PALE = "#D55E00", "#0072B2", "#999999"  # of Okabe and Ito: safe for colour-blind eyes
-# A salt and no date make an SVG the same bytes every time; names are text, not formulas.
-STYLE: Any = {"svg.hashsalt": "visionad", "text.parse_math": False, "font.size": 9.0}
+FONT_SIZE = 9.0
 
 
 @dataclass(frozen=True)
@@ -95,23 +93,20 @@ def draw(table: pd.DataFrame, title: str, metric: str) -> Figure:
     return figure
 
 
-def save(figure: Figure, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
-    """Write a figure in every format asked for: the same figure gives the same bytes."""
-    for suffix in settings["formats"]:
-        metadata = {"Date": None} if suffix == "svg" else None
-        figure.savefig(folder / f"{name}.{suffix}", dpi=settings["dpi"], metadata=metadata)
-
-
 def body(job: Job, options: Options) -> dict[str, Any]:
     """Draw the leaderboard of the job's data set."""
     parameters = job.parameters
+    settings = parameters["figures"]
     long = read_table(job.input("long"), LONG)
-    with atomic_path(job.outputs["figures"]) as folder, mpl.rc_context(STYLE):
+    with (
+        atomic_path(job.outputs["figures"]) as folder,
+        mpl.rc_context(STYLE | {"font.size": FONT_SIZE}),
+    ):
         folder.mkdir()
         for metric in parameters["metrics"]:
             table = pivot(long, metric, parameters["categories"])
             title = f"{parameters['title']} ({job.key['dataset']})"
-            save(draw(table, title, metric), folder, metric, parameters["figures"])
+            save(draw(table, title, metric), folder, metric, settings["formats"], settings["dpi"])
     return {"figures": len(parameters["metrics"])}
 
 

@@ -21,11 +21,12 @@ from PIL import Image
 from scipy import ndimage
 
 from stages.artifacts.files import StageError, atomic_path
-from stages.artifacts.images import evaluation_mask, load_image, load_mask
+from stages.artifacts.images import load_image, united_mask
 from stages.artifacts.index import read_index, usable
 from stages.artifacts.job import Job
 from stages.artifacts.maps import read_info, read_maps, read_scores
 from stages.command import Options, run
+from stages.drawing import STYLE, save
 
 COLUMNS = ("image", "ground truth", "anomaly map", "overlay")
 # Pixels: the sheet's width, between blocks, between tiles, above a block, above a row of tiles.
@@ -34,8 +35,6 @@ LARGEST_TILE = 256
 OVERLAY = 0.75  # opacity of the strongest anomaly; the weakest is transparent
 OUTLINE = (0, 229, 160)
 GREY = "#555555"
-# A salt and no date make an SVG the same bytes every time; names are text, not formulas.
-STYLE: Any = {"svg.hashsalt": "visionad", "text.parse_math": False}
 
 
 @dataclass(frozen=True)
@@ -153,12 +152,6 @@ def choose(table: pd.DataFrame, count: int) -> list[str]:
     return [*good[:1], *in_turn, *good[1:]][:count]
 
 
-def read_mask(category: Path, names: Sequence[str], size: int, crop: float) -> np.ndarray:
-    """Unite an image's masks as metrics see them (size, size) bool."""
-    masks = [evaluation_mask(load_mask(category / name), size, crop) for name in names]
-    return np.asarray(np.any([np.zeros((size, size), bool), *masks], axis=0))
-
-
 def read_block(category: str, maps: Path, index: Path, parameters: Mapping[str, Any]) -> Block:
     """Read the chosen images of one category with their masks, maps and scores.
 
@@ -180,7 +173,7 @@ def read_block(category: str, maps: Path, index: Path, parameters: Mapping[str, 
         for path in table.loc[chosen, "path"]
     ]
     masks = [
-        read_mask(folder, names, parameters["evaluation_size"], crop)
+        united_mask(folder, names, parameters["evaluation_size"], crop)
         for names in table.loc[chosen, "masks"]
     ]
     labels = [
@@ -199,11 +192,10 @@ def body(job: Job, options: Options) -> dict[str, Any]:
     title = f"{job.key['algorithm']} on {job.key['dataset']}"
     # An SVG would hold the same pixels at a multiple of the size.
     suffix = "png" if "png" in settings["formats"] else "svg"
-    metadata = {"Date": None} if suffix == "svg" else None
     with atomic_path(job.outputs["sheet"]) as folder, mpl.rc_context(STYLE):
         folder.mkdir()
         figure = Layout.of(len(blocks)).draw(blocks, settings, title)
-        figure.savefig(folder / f"sheet.{suffix}", dpi=settings["dpi"], metadata=metadata)
+        save(figure, folder, "sheet", [suffix], settings["dpi"])
     return {"images": sum(len(block.labels) for block in blocks)}
 
 

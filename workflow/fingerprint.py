@@ -136,6 +136,7 @@ class Code:
         }
         self.cache = cache
         self._closures: dict[str, frozenset[str]] = {}
+        self._digests: dict[tuple[str, ...], str] = {}
 
     def path(self, module: str) -> Path | None:
         """File of a repository module, or None if it is not one."""
@@ -185,10 +186,12 @@ class Code:
 
     def digest(self, *modules: str) -> str:
         """Digest of the syntax trees of some modules and all they import."""
-        names = sorted(set().union(*(self.closure(module) for module in modules)))
-        facts = []
-        for name in names:
-            path = self.path(name)
-            assert path is not None
-            facts.append((name, self._facts(name, path)[0]))
-        return digest(facts)
+        if modules not in self._digests:
+            names = sorted(set().union(*(self.closure(module) for module in modules)))
+            facts = []
+            for name in names:
+                path = self.path(name)
+                assert path is not None
+                facts.append((name, self._facts(name, path)[0]))
+            self._digests[modules] = digest(facts)
+        return self._digests[modules]

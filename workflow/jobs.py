@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PLAN_FOLDER = Path(".plan")
 # Where the images lie says nothing about what they show.
 ADDRESSES = ("root",)
+# What a job's key may hold, in the order in which it makes the job's name.
+FIELDS = ("page", "backbone", "algorithm", "dataset", "category", "seed")
 DATA_PARTS = ("train", "test", "ground_truth")
 
 
@@ -300,11 +302,10 @@ class Jobs:
     def _predict(self, train: Job, source: Job, index: Job) -> Job:
         algorithm, dataset = train.key["algorithm"], train.key["dataset"]
         place = "results/maps/" + "/".join(train.key.values())
-        seed = int(train.key["seed"].removeprefix("seed"))
         return Job(
             "predict",
             dict(train.key),
-            self._algorithm_parameters(algorithm, dataset, seed),
+            self._algorithm_parameters(algorithm, dataset, train.parameters["seed"]),
             {"maps": f"{place}.h5", "provenance": f"{place}.provenance.json"},
             self.source.digest(
                 "stages.predict", f"algorithms.{self.run.algorithms[algorithm].algorithm}"
@@ -440,11 +441,10 @@ class Jobs:
         run, name = self.run, Path(page.path).stem
         aggregates = [self.jobs[f"aggregate/{dataset}"] for dataset in run.datasets]
         inputs = {kind: [job.outputs[kind] for job in aggregates] for kind in ("long", "costs")}
-        published = self.root / page.published if page.published else None
         data = None
-        if page.published and published is not None and published.is_file():
+        if page.published and (self.root / page.published).is_file():
             inputs["published"] = [page.published]
-            data = self.cache.get("sha256", published, sha256_file)
+            data = self.cache.get("sha256", self.root / page.published, sha256_file)
         datasets = [
             {
                 "name": dataset,

@@ -17,7 +17,7 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +25,7 @@ from typing import IO, Any
 import yaml
 
 from params.reading import ParamsError
-from workflow.jobs import PLAN_FOLDER, ROOT, Job, Jobs
+from workflow.jobs import FIELDS, PLAN_FOLDER, ROOT, Job, Jobs
 
 
 class Plan(Jobs):
@@ -42,16 +42,13 @@ class Plan(Jobs):
 
     def job(self, stage: str, wildcards: Mapping[str, str]) -> Job:
         """Find a job by its stage and Snakemake's wildcards."""
-        for job in self._by_stage(stage):
-            if all(wildcards.get(field) == value for field, value in job.key.items()):
-                return job
+        job = self.jobs.get("/".join([stage, *(wildcards[f] for f in FIELDS if f in wildcards)]))
+        if job is not None:
+            return job
         raise ParamsError(
             f"{stage} of {dict(wildcards)} is not part of this run; "
             f"name it, e.g. --config algorithms='[{wildcards.get('algorithm', '...')}]'"
         )
-
-    def _by_stage(self, stage: str) -> Iterator[Job]:
-        return (job for job in self.jobs.values() if job.stage == stage)
 
     def whole(self, job: Job) -> bool:
         """Tell whether a job and all above it are valid: nothing that it reads will be remade."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,14 @@ def evaluation_mask(mask: np.ndarray, size: int, crop: float) -> np.ndarray:
     image = Image.fromarray(mask.astype(np.uint8) * 255)
     box = crop_box(image.size, crop)
     return np.asarray(image.resize((size, size), Image.Resampling.NEAREST, box=box)) > 0
+
+
+def united_mask(category: Path, names: Sequence[str], size: int, crop: float) -> np.ndarray:
+    """Read an image's masks, paths below its category's folder, as one (size, size) bool.
+
+    No name: a good image, whose mask is empty.
+    """
+    united = np.zeros((size, size), bool)
+    for name in names:
+        united |= evaluation_mask(load_mask(category / name), size, crop)
+    return united

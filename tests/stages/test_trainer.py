@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,20 @@ from stages.devices import prepare, seed_everything
 from stages.trainer import Checkpoint, Progress, train
 
 COUNT = 12
+
+
+@contextmanager
+def killed_while_deleting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Interrupt the block when it deletes a checkpoint's folder, half of it gone."""
+
+    def half(folder, *arguments, **options):
+        (Path(folder) / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", half)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 @dataclass(frozen=True)
@@ -230,28 +246,16 @@ class TestCheckpoint:
         """What is left must not be taken for a checkpoint, or the job could never run again."""
         interrupt(tmp_path, 2)
 
-        def half(folder, *arguments, **options):
-            (Path(folder) / "model.safetensors").unlink()
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(shutil, "rmtree", half)
-            with pytest.raises(KeyboardInterrupt):
-                Checkpoint(tmp_path / "checkpoint", "FP").remove()
+        with killed_while_deleting(monkeypatch):
+            Checkpoint(tmp_path / "checkpoint", "FP").remove()
         assert run(learner(), tmp_path).resumed == 0
 
     @pytest.mark.usefixtures("checkpoints")
     def test_kill_while_it_is_replaced(self, tmp_path, monkeypatch):
         interrupt(tmp_path, 2)
 
-        def half(folder, *arguments, **options):
-            (Path(folder) / "model.safetensors").unlink()
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(shutil, "rmtree", half)
-            with pytest.raises(KeyboardInterrupt):
-                run(learner(), tmp_path)
+        with killed_while_deleting(monkeypatch):
+            run(learner(), tmp_path)
         undisturbed, algorithm = learner(), learner()
         run(undisturbed, tmp_path / "a")
         run(algorithm, tmp_path)

@@ -37,17 +37,15 @@ RUN = PLAN.run.benchmark
 USES_GPU = int(RUN.device != "cpu")
 
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.\-]*"
+
+
 wildcard_constraints:
-    algorithm=r"[A-Za-z0-9][A-Za-z0-9_.\-]*",
-    backbone=r"[A-Za-z0-9][A-Za-z0-9_.\-]*",
-    dataset=r"[A-Za-z0-9][A-Za-z0-9_.\-]*",
-    category=r"[A-Za-z0-9][A-Za-z0-9_.\-]*",
+    algorithm=NAME,
+    backbone=NAME,
+    dataset=NAME,
+    category=NAME,
     seed=r"\d+",
-
-
-def targets(*stages):
-    """Stamps of all jobs of some stages."""
-    return PLAN.targets(*stages)
 
 
 def files(stage):
