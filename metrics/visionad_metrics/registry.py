@@ -1,13 +1,13 @@
 """Metrics by name, each imported only when it is asked for.
 
-A metric's contract is a function ``(maps, masks, scores, labels, **parameters) -> MetricResult``
-that uses what it needs; what its level does not need may be None.
+A metric's contract is a function ``(samples, **parameters) -> MetricResult`` that uses of the
+samples what its level says.
 """
 
 import difflib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, get_args
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from visionad_metrics import catalogue
 from visionad_metrics.result import MetricResult
+from visionad_metrics.samples import Samples
 
 Contract = Callable[..., MetricResult]
 Level = Literal["image", "pixel"]
@@ -101,12 +102,20 @@ def compute(
     TypeError, ValueError
         If the metric has no such parameter, or an array is not as described.
     """
+    return compute_on(Samples(maps, masks, scores, labels), name, parameters)
+
+
+def compute_on(samples: Samples, name: str, parameters: Mapping[str, Any]) -> MetricResult:
+    """Compute the metric ``name`` on samples that other metrics may have sorted already.
+
+    Raises what :func:`compute` raises.
+    """
     contract = _metric(name).contract
     try:
-        inspect.signature(contract).bind(maps, masks, scores, labels, **parameters)
+        inspect.signature(contract).bind(samples, **parameters)
     except TypeError as error:
         raise TypeError(f"metric {name!r} {error}") from None
-    return contract(maps, masks, scores, labels, **parameters)
+    return contract(samples, **parameters)
 
 
 def _metric(name: str) -> _Metric:

@@ -37,6 +37,15 @@ class MetricResult:
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the arrays of a curve must have one length, got {lengths}")
 
+    def flipped_if_lower(self) -> "MetricResult":
+        """Return the ROC result of the other direction where that one's area is larger."""
+        flipped = self.value < 0.5
+        turned = self.curve and {
+            name: 1 - points[::-1] if flipped else points for name, points in self.curve.items()
+        }
+        value = 1 - self.value if flipped else self.value
+        return MetricResult(value, self.reason, turned, {**self.details, "flipped": flipped})
+
     @classmethod
     def undefined(cls, reason: str) -> Self:
         """Return nan with its reason, such as ``"no defective image"``."""

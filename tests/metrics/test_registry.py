@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import visionad_metrics
-from visionad_metrics import MetricResult, compute, level, names, register, registry
+from visionad_metrics import MetricResult, Samples, compute, level, names, register, registry
 
 METRICS = registry.catalogue_names()
 
@@ -47,7 +47,8 @@ class TestEveryMetric:
         image, pixel = ([0.0, 1.0], [0, 1]), (maps, maps > 20)
         reads_image = level(name) == "image"
         partial = compute(name, *((None, None, *image) if reads_image else (*pixel, None, None)))
-        assert partial.value == compute(name, *pixel, *image).value
+        whole = compute(name, *pixel, *image)
+        assert partial.value == whole.value or partial.reason == whole.reason is not None
         with pytest.raises(TypeError, match="got None"):
             compute(name, *((*pixel, None, None) if reads_image else (None, None, *image)))
 
@@ -85,15 +86,15 @@ def test_a_new_file_is_a_new_metric(tmp_path, monkeypatch, own_registry):
         "from visionad_metrics.registry import register\n"
         "from visionad_metrics.result import MetricResult\n"
         "@register('tmp_share', level='image')\n"
-        "def tmp_share(maps, masks, scores, labels, scale=1.0):\n"
-        "    return MetricResult(scale * sum(labels) / len(labels))\n"
+        "def tmp_share(samples, scale=1.0):\n"
+        "    return MetricResult(scale * samples.image[1].mean())\n"
     )
     (tmp_path / "_helper.py").write_text("raise RuntimeError('not a metric')")
     paths = [*visionad_metrics.catalogue.__path__, str(tmp_path)]
     monkeypatch.setattr(visionad_metrics.catalogue, "__path__", paths)
     assert "tmp_share" in names()
     assert "_helper" not in names()
-    assert compute("tmp_share", None, None, None, [0, 1], scale=4.0).value == 2.0
+    assert compute("tmp_share", None, None, [3, 4], [0, 1], scale=4.0).value == 2.0
     assert "tmp_share" in dir(visionad_metrics)
 
 
@@ -106,21 +107,21 @@ def test_a_file_that_registers_nothing_is_no_metric(tmp_path, monkeypatch):
 
 def test_own_metrics_can_be_registered(own_registry):
     @register("mine", level="image")
-    def mine(maps, masks, scores, labels):
-        return MetricResult(float(max(scores)))
+    def mine(samples):
+        return MetricResult(float(samples.image[0].max()))
 
     assert "mine" in names()
-    assert compute("mine", None, None, [1, 3], None).value == 3
-    assert mine(None, None, [1], None).value == 1
+    assert compute("mine", None, None, [1, 3], [0, 0]).value == 3
+    assert mine(Samples(scores=[1], labels=[0])).value == 1
 
 
 @pytest.mark.parametrize("name", ["mine", "image_auroc"])
 def test_a_name_is_taken_once(own_registry, monkeypatch, name):
     registry._registered.pop("image_auroc", None)  # taken even before its file is imported
     if name == "mine":
-        register(name, level="image")(lambda *arrays: MetricResult(0.0))
+        register(name, level="image")(lambda samples: MetricResult(0.0))
     with pytest.raises(ValueError, match=f"a metric named '{name}' exists already"):
-        register(name, level="image")(lambda *arrays: MetricResult(1.0))
+        register(name, level="image")(lambda samples: MetricResult(1.0))
 
 
 def test_the_level_is_one_of_two(own_registry):

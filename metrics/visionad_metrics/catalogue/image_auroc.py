@@ -1,14 +1,11 @@
 """Area under the ROC curve of the image scores."""
 
-from typing import Any
-
-import numpy as np
 from numpy.typing import ArrayLike
 
-from visionad_metrics.checks import binary_array, real_array, same_shape
-from visionad_metrics.ranking import auroc, roc_curve
+from visionad_metrics.ranking import auroc, curve, rank
 from visionad_metrics.registry import register
 from visionad_metrics.result import MetricResult
+from visionad_metrics.samples import Samples
 
 
 def image_auroc(scores: ArrayLike, labels: ArrayLike) -> MetricResult:
@@ -33,24 +30,21 @@ def image_auroc(scores: ArrayLike, labels: ArrayLike) -> MetricResult:
     ----------
     Fawcett (2006), An introduction to ROC analysis. Equal to MVTec's official evaluation.
     """
-    scores = real_array(scores, "scores", axes="N")
-    defective = binary_array(labels, "labels", axes="N")
-    same_shape(scores=scores, labels=defective)
+    return contract(Samples(scores=scores, labels=labels))
+
+
+@register("image_auroc", level="image")
+def contract(samples: Samples) -> MetricResult:
+    """Compute ``image_auroc`` on samples."""
+    scores, defective = samples.image
     if not defective.any():
         return MetricResult.undefined("no defective image")
     if defective.all():
         return MetricResult.undefined("no good image")
-
-    good, bad = np.sort(scores[~defective]), np.sort(scores[defective])
-    fpr, tpr = roc_curve(good, bad)
+    ranking = rank(scores[~defective], scores[defective])
+    fpr, tpr = curve(ranking, ranking.sizes / ranking.anomalous)
     return MetricResult(
-        value=auroc(good, bad),
+        value=auroc(ranking),
         curve={"fpr": fpr, "tpr": tpr},
-        details={"good_images": good.size, "defective_images": bad.size},
+        details={"good_images": ranking.normal, "defective_images": ranking.anomalous},
     )
-
-
-@register("image_auroc", level="image")
-def contract(maps: Any, masks: Any, scores: Any, labels: Any) -> MetricResult:
-    """Compute ``image_auroc`` from what every metric is given."""
-    return image_auroc(scores, labels)

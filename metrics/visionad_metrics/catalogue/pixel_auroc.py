@@ -1,14 +1,11 @@
 """Area under the ROC curve of all pixels of all images."""
 
-from typing import Any
-
-import numpy as np
 from numpy.typing import ArrayLike
 
-from visionad_metrics.checks import binary_array, real_array, same_shape
-from visionad_metrics.ranking import auroc, roc_curve
+from visionad_metrics.ranking import auroc, curve, rank_pixels
 from visionad_metrics.registry import register
 from visionad_metrics.result import MetricResult
+from visionad_metrics.samples import Samples
 
 
 def pixel_auroc(maps: ArrayLike, masks: ArrayLike) -> MetricResult:
@@ -33,24 +30,20 @@ def pixel_auroc(maps: ArrayLike, masks: ArrayLike) -> MetricResult:
     ----------
     Fawcett (2006), An introduction to ROC analysis.
     """
-    maps = real_array(maps, "maps", axes="N H W")
-    anomalous = binary_array(masks, "masks", axes="N H W")
-    same_shape(maps=maps, masks=anomalous)
-    if not anomalous.any():
-        return MetricResult.undefined("no anomalous pixel")
-    if anomalous.all():
-        return MetricResult.undefined("no normal pixel")
-
-    inside, outside = np.sort(maps[anomalous]), np.sort(maps[~anomalous])
-    fpr, tpr = roc_curve(outside, inside)
-    return MetricResult(
-        value=auroc(outside, inside),
-        curve={"fpr": fpr, "tpr": tpr},
-        details={"normal_pixels": outside.size, "anomalous_pixels": inside.size},
-    )
+    return contract(Samples(maps, masks))
 
 
 @register("pixel_auroc", level="pixel")
-def contract(maps: Any, masks: Any, scores: Any, labels: Any) -> MetricResult:
-    """Compute ``pixel_auroc`` from what every metric is given."""
-    return pixel_auroc(maps, masks)
+def contract(samples: Samples) -> MetricResult:
+    """Compute ``pixel_auroc`` on samples."""
+    ranking = samples.once(rank_pixels)
+    if ranking is None:
+        return MetricResult.undefined("no anomalous pixel")
+    if not ranking.normal:
+        return MetricResult.undefined("no normal pixel")
+    fpr, tpr = curve(ranking, ranking.sizes / ranking.anomalous)
+    return MetricResult(
+        value=auroc(ranking),
+        curve={"fpr": fpr, "tpr": tpr},
+        details={"normal_pixels": ranking.normal, "anomalous_pixels": ranking.anomalous},
+    )
