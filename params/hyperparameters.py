@@ -1,8 +1,10 @@
-"""What an algorithm's file declares, read from its syntax tree so that planning imports no torch.
+"""What the files of algorithms and metrics declare, read from their syntax trees.
 
-``algorithms/<name>.py`` holds a dataclass ``Hyperparameters`` (the one place where a parameter,
-its type and its default are written) and a class decorated with ``@register("<name>")`` whose
-attribute ``inputs`` says what its batches hold.
+So planning imports neither torch nor any metric. ``algorithms/<name>.py`` holds a dataclass
+``Hyperparameters`` (the one place where a parameter, its type and its default are written) and a
+class decorated with ``@register("<name>")`` whose attribute ``inputs`` says what its batches hold.
+A metric's file holds a function decorated with ``@register("<name>", level=...)``; its parameters
+after the samples are the metric's.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ ANNOTATIONS: dict[str, Any] = {
 
 
 class DeclarationError(ValueError):
-    """An algorithm's file does not declare what the contract asks for."""
+    """A file does not declare what the contract of algorithms or of metrics asks for."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,34 @@ def declaration(path: Path) -> Declaration:
     for node in classes:
         if node.name == "Hyperparameters":
             fields = dict(_field(path, statement) for statement in _annotated(node))
-    model = create_model(
-        f"{path.stem}_parameters", __config__=ConfigDict(extra="forbid", frozen=True), **fields
+    return Declaration(path.stem, inputs, _model(path, fields))
+
+
+@lru_cache
+def metric_parameters(path: Path) -> type[BaseModel]:
+    """Read the parameters of the metric in ``path``, with their types and defaults.
+
+    Raises
+    ------
+    DeclarationError
+        If the registered function is missing, or a parameter has no type or literal default.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    registered = [node for node in functions if _registered_name(node) == path.stem]
+    if len(registered) != 1:
+        raise DeclarationError(f'{path}: expected one function under @register("{path.stem}")')
+    arguments = registered[0].args
+    named = [*arguments.posonlyargs, *arguments.args][1:]
+    missing = [None] * (len(named) - len(arguments.defaults))
+    pairs = [
+        *zip(named, [*missing, *arguments.defaults], strict=True),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
+    fields = dict(
+        _typed(path, argument.arg, argument.annotation, default) for argument, default in pairs
     )
-    return Declaration(path.stem, inputs, model)
+    return _model(path, fields)
 
 
 def registered_files(folder: Path) -> list[Path]:
@@ -66,7 +92,12 @@ def registered_files(folder: Path) -> list[Path]:
     return [path for path in files if "@register(" in path.read_text(encoding="utf-8")]
 
 
-def _registered_name(node: ast.ClassDef) -> str | None:
+def _model(path: Path, fields: dict[str, Any]) -> type[BaseModel]:
+    config = ConfigDict(extra="forbid", frozen=True)
+    return create_model(f"{path.stem}_parameters", __config__=config, **fields)
+
+
+def _registered_name(node: ast.ClassDef | ast.FunctionDef) -> str | None:
     for decorator in node.decorator_list:
         if (
             isinstance(decorator, ast.Call)
@@ -93,12 +124,18 @@ def _literal_attribute(node: ast.ClassDef, name: str) -> Any:
 
 def _field(path: Path, statement: ast.AnnAssign) -> tuple[str, tuple[Any, Any]]:
     name = ast.unparse(statement.target)
-    if statement.value is None:
-        raise DeclarationError(f"{path}: hyperparameter {name} needs a default")
+    return _typed(path, name, statement.annotation, statement.value)
+
+
+def _typed(
+    path: Path, name: str, annotation: ast.expr | None, value: ast.expr | None
+) -> tuple[str, tuple[Any, Any]]:
+    if annotation is None or value is None:
+        raise DeclarationError(f"{path}: parameter {name} needs a type and a default")
     try:
-        default = ast.literal_eval(statement.value)
+        default = ast.literal_eval(value)
         # Annotations come from our own source file and see nothing but the plain types above.
-        kind = eval(ast.unparse(statement.annotation), {"__builtins__": {}}, ANNOTATIONS)
+        kind = eval(ast.unparse(annotation), {"__builtins__": {}}, ANNOTATIONS)
     except (ValueError, NameError, TypeError) as error:
-        raise DeclarationError(f"{path}: hyperparameter {name}: {error}") from error
+        raise DeclarationError(f"{path}: parameter {name}: {error}") from error
     return name, (kind, default)

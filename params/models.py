@@ -69,6 +69,15 @@ class Benchmark(Strict):
     checks: Checks = Checks()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     page: Page | None = None
+    learning_epochs: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="also measure every algorithm after so many epochs (the paper's Figure 2)"
+    )
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Benchmark:
+        if sorted(set(self.learning_epochs)) != list(self.learning_epochs):
+            raise ValueError(f"learning_epochs must ascend, given: {self.learning_epochs}")
+        return self
 
     @model_validator(mode="after")
     def _no_doubles(self) -> Benchmark:
@@ -161,8 +170,15 @@ class Algorithm(Strict):
     parameters: dict[str, Any] = {}
 
 
+class Metric(Strict):
+    """One column of the leaderboard: a metric of the catalogue and its parameters, resolved."""
+
+    metric: Name
+    parameters: dict[str, Any] = {}
+
+
 class Metrics(Strict):
-    """Parameters of the metrics, by metric name."""
+    """Parameters of the metrics; a name of one's own says by ``metric`` which one it is."""
 
     by_defect_type: bool = True
     parameters: dict[Name, dict[str, Any]] = {}

@@ -12,7 +12,12 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from params import models
-from params.hyperparameters import DeclarationError, declaration, registered_files
+from params.hyperparameters import (
+    DeclarationError,
+    declaration,
+    metric_parameters,
+    registered_files,
+)
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -30,7 +35,8 @@ class Run:
     backbones: Mapping[str, models.Backbone]
     datasets: Mapping[str, models.Demo | models.Mvtec]
     categories: Mapping[str, list[str]]
-    metrics: models.Metrics
+    metrics: Mapping[str, models.Metric]
+    by_defect_type: bool
     figures: models.Figures
 
 
@@ -191,15 +197,65 @@ def read_algorithm(root: Path, name: str, variant: str | None, asked_by: str) ->
         raise ParamsError(
             f"{path}: {config.algorithm} reads images: backbone and layers are unused"
         )
-    try:
-        resolved = declared.hyperparameters.model_validate(config.parameters)
-    except ValidationError as error:
-        lines = [
-            _describe(declared.hyperparameters, problem, f"{path}: parameters")
-            for problem in error.errors()
-        ]
-        raise ParamsError("\n".join(lines)) from None
+    resolved = validate(declared.hyperparameters, config.parameters, f"{path}: parameters")
     return config.model_copy(update={"parameters": resolved.model_dump(mode="json")})
+
+
+def read_metric(
+    root: Path, name: str, given: Mapping[str, Any], configured: Iterable[str]
+) -> models.Metric:
+    """Resolve a metric and check its parameters against the metric's own file.
+
+    Parameters
+    ----------
+    root
+        The repository's folder.
+    name
+        What the run calls the metric.
+    given
+        What ``metrics.yaml`` says about it.
+    configured
+        All names that ``metrics.yaml`` gives.
+
+    Raises
+    ------
+    ParamsError
+        If there is no such metric, or a parameter is unknown or has a value that it refuses.
+    """
+    path = root / "params" / "metrics.yaml"
+    catalogue = root / "metrics" / "visionad_metrics" / "catalogue"
+    known = sorted(file.stem for file in catalogue.glob("[!_]*.py"))
+    metric = given.get("metric", name)
+    if metric not in known:
+        if "metric" in given:
+            where = f"{path}: parameters.{name}.metric"
+        else:
+            where, known = "metrics", sorted({*known, *configured})
+        raise ParamsError(f"{where}: {metric} is unknown; {_nearest(str(metric), known)}")
+    where = f"{path}: parameters.{name}"
+    values = {key: value for key, value in given.items() if key != "metric"}
+    try:
+        declared = metric_parameters(catalogue / f"{metric}.py")
+    except DeclarationError as error:
+        raise ParamsError(str(error)) from error
+    resolved = validate(declared, values, where).model_dump(mode="json")
+    if resolved != declared().model_dump(mode="json"):
+        _try_metric(metric, resolved, where)
+    return models.Metric(metric=metric, parameters=resolved)
+
+
+def _try_metric(metric: str, parameters: Mapping[str, Any], where: str) -> None:
+    """Compute a metric on two tiny images: it alone knows which values it takes."""
+    import visionad_metrics
+
+    maps = [[[0.0, 1.0, 2.0, 3.0]], [[4.0, 5.0, 6.0, 7.0]]]
+    masks = [[[0, 0, 0, 0]], [[0, 0, 1, 1]]]
+    try:
+        visionad_metrics.compute(metric, maps, masks, [3.0, 7.0], [0, 1], **parameters)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ParamsError(f"{where}: {error}") from error
+    except LookupError:
+        pass  # a new metric in a copy of the repository, which is not installed here
 
 
 def read_benchmark(root: Path, overrides: Mapping[str, Any]) -> models.Benchmark:
@@ -318,11 +374,19 @@ def read_run(root: Path, overrides: Mapping[str, Any] | None = None) -> Run:
                 )
     metrics_path = root / "params" / "metrics.yaml"
     metrics = validate(models.Metrics, read_yaml(metrics_path), metrics_path)
-    catalogue = root / "metrics" / "visionad_metrics" / "catalogue"
-    known_metrics = sorted(path.stem for path in catalogue.glob("[!_]*.py"))
-    for metric in benchmark.metrics:
-        if metric not in known_metrics:
-            raise ParamsError(f"metrics: {metric} is unknown; {_nearest(metric, known_metrics)}")
+    measured = {
+        name: read_metric(root, name, metrics.parameters.get(name, {}), metrics.parameters)
+        for name in benchmark.metrics
+    }
     figures_path = root / "params" / "figures.yaml"
     figures = validate(models.Figures, read_yaml(figures_path), figures_path)
-    return Run(benchmark, algorithms, backbones, datasets, categories, metrics, figures)
+    return Run(
+        benchmark=benchmark,
+        algorithms=algorithms,
+        backbones=backbones,
+        datasets=datasets,
+        categories=categories,
+        metrics=measured,
+        by_defect_type=metrics.by_defect_type,
+        figures=figures,
+    )

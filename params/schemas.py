@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from params import models
-from params.hyperparameters import declaration, registered_files
+from params.hyperparameters import declaration, metric_parameters, registered_files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,7 +40,7 @@ def build(root: Path = ROOT) -> dict[str, dict[str, Any]]:
         "preset.schema.json": partial,
         "dataset.schema.json": dataset,
         "backbone.schema.json": _inheriting(models.Backbone.model_json_schema()),
-        "metrics.schema.json": models.Metrics.model_json_schema(),
+        "metrics.schema.json": _metrics(root / "metrics" / "visionad_metrics" / "catalogue"),
         "figures.schema.json": models.Figures.model_json_schema(),
     }
     for source in registered_files(root / "algorithms"):
@@ -60,6 +60,22 @@ def build(root: Path = ROOT) -> dict[str, dict[str, Any]]:
     for schema in schemas.values():
         schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return schemas
+
+
+def _metrics(catalogue: Path) -> dict[str, Any]:
+    """Name the parameters of every metric; names of one's own need the key `metric`."""
+    schema = models.Metrics.model_json_schema()
+    known = sorted(catalogue.glob("[!_]*.py"))
+    names = {"metric": {"enum": [file.stem for file in known]}}
+    properties = {}
+    for file in known:
+        own = metric_parameters(file).model_json_schema()
+        properties[file.stem] = {**own, "properties": {**names, **own.get("properties", {})}}
+    schema["properties"]["parameters"] |= {
+        "properties": properties,
+        "additionalProperties": {"type": "object", "properties": names, "required": ["metric"]},
+    }
+    return schema
 
 
 def main() -> None:

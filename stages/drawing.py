@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+# Of Okabe and Ito: safe for colour-blind eyes, and legible as text on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 # A salt and no date make an SVG the same bytes every time; names are text, not formulas.
 STYLE: dict[Any, Any] = {"svg.hashsalt": "visionad", "text.parse_math": False}
 

@@ -1,12 +1,14 @@
 """Compute the metrics of one (algorithm, category, seed): only those that are stale.
 
 One file per metric. Each holds a value per method and, if asked for, per defect type, where one
-type is set against all good images. A value that is undefined is null and has a reason.
+type is set against all good images. A value that is undefined is null and has a reason. The
+metrics of one method and group of images share one sort.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from stages.artifacts.maps import MapsInfo, read_info, read_maps, read_scores
 from stages.command import Options, run
 
 ALL = "all"
+CURVE_POINTS = 250
 
 
 @dataclass(frozen=True)
@@ -64,44 +67,81 @@ def resize_maps(maps: np.ndarray, size: int) -> np.ndarray:
     )
 
 
-def evaluate_metric(
-    metric: str,
-    parameters: dict[str, Any],
+def stored_curve(result: visionad_metrics.MetricResult) -> dict[str, list[float]] | None:
+    """Thin a curve to what a figure can show: at most ``CURVE_POINTS`` points of six digits."""
+    if result.curve is None:
+        return None
+    length = len(next(iter(result.curve.values())))
+    kept = np.unique(np.linspace(0, length - 1, min(length, CURVE_POINTS)).astype(int))
+    return {
+        name: [float(f"{point:.6g}") for point in np.asarray(points)[kept]]
+        for name, points in result.curve.items()
+    }
+
+
+def record(
+    result: visionad_metrics.MetricResult,
+    method: str,
+    primary: bool,
+    group: str,
+    labels: np.ndarray,
+) -> dict[str, Any]:
+    """Lay out one value as the metric's file holds it; curves of all images together only."""
+    return {
+        "method": method,
+        "primary": primary,
+        "defect_type": group,
+        "value": None if math.isnan(result.value) else result.value,
+        "reason": result.reason,
+        "good_images": int((~labels).sum()),
+        "defective_images": int(labels.sum()),
+        "details": result.details,
+        "curve": stored_curve(result) if group == ALL else None,
+    }
+
+
+def evaluate(
+    metrics: Mapping[str, Mapping[str, Any]],
     maps_path: Path,
     info: MapsInfo,
     truth: Truth,
     by_defect_type: bool,
-) -> list[dict[str, Any]]:
-    """Compute one metric for every method and group: one record each."""
-    records: list[dict[str, Any]] = []
-    pixels = visionad_metrics.level(metric) == "pixel"
-    primary = info.primary_map if pixels else info.primary_score
-    for method in info.map_methods if pixels else info.score_methods:
-        if pixels:
-            maps = resize_maps(read_maps(maps_path, method), truth.masks.shape[-1])
-        else:
-            scores = read_scores(maps_path, method)
-        for group, rows in truth.groups(by_defect_type).items():
-            labels = truth.labels[rows]
-            result = visionad_metrics.compute(
-                metric,
-                maps[rows] if pixels else None,
-                truth.masks[rows] if pixels else None,
-                None if pixels else scores[rows],
-                labels,
-                **parameters,
-            )
-            records.append(
-                {
-                    "method": method,
-                    "primary": method == primary,
-                    "defect_type": group,
-                    "value": None if math.isnan(result.value) else result.value,
-                    "reason": result.reason,
-                    "good_images": int((~labels).sum()),
-                    "defective_images": int(labels.sum()),
-                }
-            )
+) -> dict[str, list[dict[str, Any]]]:
+    """Compute metrics for every method and group; those of one group share one sort.
+
+    Parameters
+    ----------
+    metrics
+        For each name of a metric the function ``metric`` and its ``parameters``.
+    maps_path, info
+        The predictions.
+    truth
+        Labels and masks of the same images.
+    by_defect_type
+        Whether each defect type is set against the good images, too.
+    """
+    records: dict[str, list[dict[str, Any]]] = {name: [] for name in metrics}
+    groups = truth.groups(by_defect_type)
+    for level in ("image", "pixel"):
+        asked = {n: m for n, m in metrics.items() if visionad_metrics.level(m["metric"]) == level}
+        primary = info.primary_map if level == "pixel" else info.primary_score
+        methods = info.map_methods if level == "pixel" else info.score_methods
+        for method in methods if asked else ():
+            if level == "pixel":
+                maps = resize_maps(read_maps(maps_path, method), truth.masks.shape[-1])
+            else:
+                scores = read_scores(maps_path, method)
+            for group, rows in groups.items():
+                labels = truth.labels[rows]
+                if level == "pixel":
+                    samples = visionad_metrics.Samples(maps[rows], truth.masks[rows])
+                else:
+                    samples = visionad_metrics.Samples(scores=scores[rows], labels=labels)
+                for name, metric in asked.items():
+                    result = visionad_metrics.compute_on(
+                        samples, metric["metric"], metric["parameters"]
+                    )
+                    records[name].append(record(result, method, method == primary, group, labels))
     return records
 
 
@@ -139,24 +179,19 @@ def body(job: Job, options: Options) -> dict[str, Any]:
         truth = read_truth(
             category, table.loc[info.ids], parameters["evaluation_size"], parameters["crop"]
         )
-    for metric, path in stale.items():
-        records = evaluate_metric(
-            metric,
-            parameters["metrics"][metric],
-            maps_path,
-            info,
-            truth,
-            parameters["by_defect_type"],
-        )
+        metrics = {name: parameters["metrics"][name] for name in stale}
+        found = evaluate(metrics, maps_path, info, truth, parameters["by_defect_type"])
+    for name, path in stale.items():
         write_json(
             path,
             {
                 **job.key,
-                "metric": metric,
-                "parameters": parameters["metrics"][metric],
+                "metric": name,
+                "function": parameters["metrics"][name]["metric"],
+                "parameters": parameters["metrics"][name]["parameters"],
                 "evaluation_size": parameters["evaluation_size"],
-                "fingerprint": job.parts[metric],
-                "values": records,
+                "fingerprint": job.parts[name],
+                "values": found[name],
             },
         )
     return {"computed": sorted(stale)}

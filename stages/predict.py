@@ -7,7 +7,7 @@ is checked before it is written.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from stages.artifacts.files import StageError, read_json
 from stages.artifacts.job import Job
 from stages.artifacts.maps import write_maps
 from stages.command import Options, run
+
+if TYPE_CHECKING:
+    from algorithms.base import Algorithm
+    from stages.batches import Reader
 
 BATCH_SIZE = 16  # results must not depend on it: the contract test checks that
 
@@ -51,37 +55,37 @@ def check_prediction(
             )
 
 
-def body(job: Job, options: Options) -> dict[str, Any]:
-    """Write the maps and scores of the job's category."""
+def predict_images(
+    algorithm: Algorithm, reader: Reader
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]:
+    """Predict all images of a reader, and check what comes back.
+
+    Returns
+    -------
+    maps
+        (N, H, W) float32 by method.
+    scores
+        (N,) by method.
+    seconds
+        Time that the algorithm took, reading not counted.
+
+    Raises
+    ------
+    StageError
+        If a prediction is not what the contract asks for.
+    """
     import torch
     from tqdm import tqdm
 
     from stages.batches import BatchLoader, epoch_order
-    from stages.devices import prepare, seed_everything
-    from stages.inputs import create_algorithm, image_ids, open_reader
 
-    device = prepare(options.device, options.threads)
-    n_train = read_json(job.input("training"))["train_images"]
-    ids = image_ids(job, "test")
     maps: dict[str, list[np.ndarray]] = {}
     scores: dict[str, list[np.ndarray]] = {}
     seconds = 0.0
-    with open_reader(job, "test", options.threads) as reader, torch.inference_mode():
-        if len(ids) != len(reader) or getattr(reader, "ids", ids) != ids:
-            raise StageError(
-                f"{job.input('features')}: its images are not those of {job.input('index')}; "
-                "run snakemake again"
-            )
-        seed_everything(job.parameters["seed"], 0)
-        algorithm = create_algorithm(job, reader.shapes, n_train, device)
-        algorithm.load(job.input("model"))
-        order = epoch_order(len(reader), 0, 0, shuffle=False)
-        for batch in tqdm(
-            BatchLoader(reader, order, BATCH_SIZE, device),
-            desc="predict",
-            disable=None,
-            mininterval=1.0,
-        ):
+    order = epoch_order(len(reader), 0, 0, shuffle=False)
+    loader = BatchLoader(reader, order, BATCH_SIZE, algorithm.context.device)
+    with torch.inference_mode():
+        for batch in tqdm(loader, desc="predict", disable=None, mininterval=1.0):
             start = time.perf_counter()
             prediction = algorithm.predict(batch)
             for kept, returned in ((maps, prediction.maps), (scores, prediction.scores)):
@@ -90,10 +94,30 @@ def body(job: Job, options: Options) -> dict[str, Any]:
             seconds += time.perf_counter() - start
     all_maps = {method: np.concatenate(parts).astype(np.float32) for method, parts in maps.items()}
     all_scores = {method: np.concatenate(parts) for method, parts in scores.items()}
-    check_prediction(
-        all_maps, all_scores, len(ids), algorithm.context.image_size, algorithm.primary
-    )
-    write_maps(job.outputs["maps"], ids, all_maps, all_scores, algorithm.primary)
+    size = algorithm.context.image_size
+    check_prediction(all_maps, all_scores, len(reader), size, algorithm.primary)
+    return all_maps, all_scores, seconds
+
+
+def body(job: Job, options: Options) -> dict[str, Any]:
+    """Write the maps and scores of the job's category."""
+    from stages.devices import prepare, seed_everything
+    from stages.inputs import create_algorithm, image_ids, open_reader
+
+    device = prepare(options.device, options.threads)
+    n_train = read_json(job.input("training"))["train_images"]
+    ids = image_ids(job, "test")
+    with open_reader(job, "test", options.threads) as reader:
+        if len(ids) != len(reader) or getattr(reader, "ids", ids) != ids:
+            raise StageError(
+                f"{job.input('features')}: its images are not those of {job.input('index')}; "
+                "run snakemake again"
+            )
+        seed_everything(job.parameters["seed"], 0)
+        algorithm = create_algorithm(job, reader.shapes, n_train, device)
+        algorithm.load(job.input("model"))
+        maps, scores, seconds = predict_images(algorithm, reader)
+    write_maps(job.outputs["maps"], ids, maps, scores, algorithm.primary)
     return {
         "test_images": len(ids),
         "inference_seconds": seconds,

@@ -145,6 +145,8 @@ class Jobs:
                     leaves.append((train, predict, evaluate))
                     if seed == run.benchmark.seeds[0]:
                         predictions.append(predict)
+                        if run.benchmark.learning_epochs:
+                            self._add(self._learning(train, index))
             self._add(self._sheet(algorithm, dataset, predictions, indexes))
         aggregate = self._add(self._aggregate(dataset, leaves))
         self._add(self._figures(dataset, aggregate))
@@ -320,11 +322,11 @@ class Jobs:
 
     def _evaluate(self, predict: Job, index: Job) -> Job:
         run, dataset = self.run, predict.key["dataset"]
-        metrics = {name: run.metrics.parameters.get(name, {}) for name in run.benchmark.metrics}
+        metrics = {name: metric.model_dump() for name, metric in run.metrics.items()}
         common = {
             "evaluation_size": self.protocol.evaluation_size,
             "crop": self.protocol.crop,
-            "by_defect_type": run.metrics.by_defect_type,
+            "by_defect_type": run.by_defect_type,
         }
         place = "results/metrics/" + "/".join(predict.key.values())
         outputs = {name: f"{place}/{name}.json" for name in metrics}
@@ -341,17 +343,46 @@ class Jobs:
             name: digest(
                 [
                     name,
-                    parameters,
+                    metric,
                     common,
                     job.code,
                     predict.fingerprint,
                     index.fingerprint,
-                    self.source.digest(f"visionad_metrics.catalogue.{name}"),
+                    self.source.digest(f"visionad_metrics.catalogue.{metric['metric']}"),
                 ]
             )
-            for name, parameters in metrics.items()
+            for name, metric in metrics.items()
         }
         return job
+
+    def _learning(self, train: Job, index: Job) -> Job:
+        metrics = {name: metric.model_dump() for name, metric in self.run.metrics.items()}
+        key = train.key
+        place = "/".join(
+            ["results/figures", key["dataset"], "learning", key["algorithm"], key["category"]]
+        )
+        place = f"{place}/{key['seed']}"
+        return Job(
+            "learning",
+            dict(key),
+            {
+                **train.parameters,
+                "epochs": self.run.benchmark.learning_epochs,
+                "train_seconds": None,
+                "metrics": metrics,
+                "evaluation_size": self.protocol.evaluation_size,
+                "figures": self.run.figures.model_dump(),
+            },
+            {"learning": place, "provenance": f"{place}.provenance.json"},
+            self.source.digest(
+                "stages.learning",
+                f"algorithms.{train.parameters['algorithm']}",
+                *(f"visionad_metrics.catalogue.{one['metric']}" for one in metrics.values()),
+            ),
+            inputs=train.inputs,
+            upstream=[*train.upstream, index],
+            waits_for=list(train.waits_for),
+        )
 
     def _settings(self, dataset: str) -> dict[str, dict[str, Any]]:
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import subprocess
 import sys
 from dataclasses import MISSING, fields
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from params.hyperparameters import DeclarationError, declaration
+import visionad_metrics
+from params.hyperparameters import DeclarationError, declaration, metric_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 ALGORITHMS = sorted(
@@ -106,10 +108,10 @@ class TestDeclaration:
         ('@register("mine")\n', "", r'one class under @register\("mine"\)'),
         ('inputs = "features"', 'inputs = "pixels"', 'must be "features" or "images"'),
         ('inputs = "features"', "shuffle = False", 'must be "features" or "images"'),
-        ("count: int = 3", "count: int", "count needs a default"),
-        ("count: int = 3", "count: int = len('abc')", "hyperparameter count"),
-        ("count: int = 3", "count: Path = 3", "hyperparameter count"),
-        ("count: int = 3", "count: exit = 3", "hyperparameter count"),
+        ("count: int = 3", "count: int", "count needs a type and a default"),
+        ("count: int = 3", "count: int = len('abc')", "parameter count"),
+        ("count: int = 3", "count: Path = 3", "parameter count"),
+        ("count: int = 3", "count: exit = 3", "parameter count"),
     ],
 )
 def test_broken_declarations(tmp_path, old, new, message):
@@ -117,3 +119,51 @@ def test_broken_declarations(tmp_path, old, new, message):
     with pytest.raises(DeclarationError, match=message) as caught:
         declare(tmp_path, SOURCE.replace(old, new))
     assert str(tmp_path / "mine.py") in str(caught.value)
+
+
+METRIC = """
+@register("mine", level="pixel")
+def contract(samples: Samples, limit: float = 0.3, mode: Literal["a", "b"] = "a",
+             *, top: int | None = None):
+    pass
+"""
+
+
+class TestMetricParameters:
+    """What follows the samples in a metric's registered function are its parameters."""
+
+    @staticmethod
+    def declare(folder, source=METRIC):
+        file = folder / "mine.py"
+        file.write_text(source)
+        metric_parameters.cache_clear()
+        return metric_parameters(file)
+
+    def test_defaults_and_types(self, tmp_path):
+        model = self.declare(tmp_path)
+        assert model().model_dump() == {"limit": 0.3, "mode": "a", "top": None}
+        for wrong in ({"limit": "x"}, {"mode": "c"}, {"samples": 1}, {"top": 0.5}):
+            with pytest.raises(ValidationError):
+                model.model_validate(wrong)
+
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            ('"mine"', '"other"', r'one function under @register\("mine"\)'),
+            ("limit: float = 0.3", "limit: float", "limit needs a type and a default"),
+            ("limit: float = 0.3", "limit=0.3", "limit needs a type and a default"),
+            ("limit: float = 0.3", "limit: Path = 0.3", "parameter limit"),
+        ],
+    )
+    def test_broken(self, tmp_path, old, new, message):
+        with pytest.raises(DeclarationError, match=message):
+            self.declare(tmp_path, METRIC.replace(old, new))
+
+    @pytest.mark.parametrize("name", visionad_metrics.registry.catalogue_names())
+    def test_agrees_with_the_imported_metric(self, name):
+        file = ROOT / f"metrics/visionad_metrics/catalogue/{name}.py"
+        visionad_metrics.level(name)
+        contract = visionad_metrics.registry._registered[name].contract
+        signature = list(inspect.signature(contract).parameters.values())[1:]
+        expected = {parameter.name: parameter.default for parameter in signature}
+        assert metric_parameters(file)().model_dump() == expected

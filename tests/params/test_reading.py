@@ -147,7 +147,7 @@ class TestPrecedence:
                                     "budget": {"train_seconds": 7}})  # fmt: skip
         plain = read_run(root, {"preset": "mine"}).benchmark
         assert (plain.seeds, plain.budget.train_seconds) == ([1, 2], 7)
-        assert plain.metrics == ["image_auroc", "pixel_auroc"]
+        assert plain.metrics == ["image_auroc", "pixel_auroc", "aupro", "pl"]
         over = read_run(root, {"preset": "mine", "seeds": [5], "protocol": {"crop": 0.5}}).benchmark
         assert (over.seeds, over.budget.train_seconds) == ([5], 7)
         assert (over.protocol.crop, over.protocol.image_size) == (0.5, 256)
@@ -317,6 +317,29 @@ class TestErrors:
     def test_unknown_metric(self, root):
         message = fails(root, {"metrics": ["image_auc"]})
         assert "metrics: image_auc is unknown; did you mean image_auroc?" in message
+        assert "did you mean pl_50?" in fails(root, {"metrics": ["pl_51"]})
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"limmit": 0.3}, "unknown key; did you mean limit?"),
+            ({"limit": "low"}, "limit: Input should be a valid number"),
+            ({"limit": 3}, "limit must be above 0 and at most 1, got 3"),
+        ],
+    )
+    def test_parameters_of_a_metric(self, root, write, given, message):
+        file = write("metrics.yaml", {"parameters": {"aupro": given}})
+        found = fails(root, {"metrics": ["aupro"]})
+        assert f"{file}: parameters.aupro: " in found
+        assert message in found
+
+    def test_a_name_for_an_unknown_metric(self, root, write):
+        file = write("metrics.yaml", {"parameters": {"mine": {"metric": "aupor"}}})
+        message = fails(root, {"metrics": ["mine"]})
+        assert f"{file}: parameters.mine.metric: aupor is unknown; did you mean aupro?" in message
+
+    def test_learning_epochs_ascend(self, root):
+        assert "learning_epochs must ascend" in fails(root, {"learning_epochs": [1, 3, 2]})
 
     def test_unknown_category(self, root):
         message = fails(root, {**RANDOM, "datasets": {"mvtec_ad": ["botle"]}})
@@ -448,3 +471,23 @@ def test_committed_presets_are_valid(preset):
     run = read_run(ROOT, overrides)
     assert run.benchmark.title
     assert all(run.categories.values())
+
+
+class TestMetrics:
+    """A run's metrics come with all parameters; one metric may stand under several names."""
+
+    def test_defaults_are_filled_in(self, root, write):
+        write("metrics.yaml", {"parameters": {}})
+        run = read_run(root, {"metrics": ["aupro", "image_ap"]})
+        assert run.metrics["aupro"].model_dump() == {
+            "metric": "aupro", "parameters": {"limit": 0.3},
+        }  # fmt: skip
+        assert run.metrics["image_ap"].parameters == {}
+        assert run.by_defect_type
+
+    def test_one_metric_under_two_names(self, root, write):
+        write("metrics.yaml", {"parameters": {"strict": {"metric": "aupro", "limit": 0.05}}})
+        run = read_run(root, {"metrics": ["aupro", "strict"]})
+        assert list(run.metrics) == ["aupro", "strict"]
+        assert run.metrics["strict"].metric == "aupro"
+        assert run.metrics["strict"].parameters == {"limit": 0.05}

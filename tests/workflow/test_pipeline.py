@@ -143,7 +143,7 @@ class TestResults:
         assert np.isfinite(table["value"]).all()
         assert table["value"].between(0, 1).all()
         shown = table[table["primary"] & (table["defect_type"] == "all")]
-        assert len(shown) == 2 * 2 * 2
+        assert len(shown) == 2 * 2 * 4  # algorithms, categories, metrics
         assert set(table["defect_type"]) == {"all", "spot", "scratch"}
         assert set(table["good_images"]) == {4}
         means = shown[shown["metric"] == "pixel_auroc"].groupby("algorithm")["value"].mean()
@@ -155,7 +155,7 @@ class TestResults:
         costs = pd.read_csv(folder / "costs.csv")
         assert len(costs) == 4
         assert (costs["train_seconds"] > 0).all()
-        for metric in ("image_auroc", "pixel_auroc"):
+        for metric in ("image_auroc", "pixel_auroc", "aupro", "pl"):
             table = pd.read_csv(folder / "tables" / f"{metric}.csv", index_col=0)
             assert list(table.index) == ["bolt", "nut", "mean"]
             assert np.isfinite(table.to_numpy()).all()
@@ -165,7 +165,7 @@ class TestResults:
 
     def test_figures(self, repository):
         folder = repository.root / "results/figures/folder"
-        for metric in ("image_auroc", "pixel_auroc"):
+        for metric in ("image_auroc", "pixel_auroc", "aupro", "pl"):
             assert (folder / f"leaderboard/{metric}.svg").stat().st_size > 1000
         for algorithm in ("random", "padim"):
             assert list((folder / "sheets" / algorithm).glob("*.png"))
@@ -264,7 +264,8 @@ class TestSomethingToDo:
         # Snakemake touches a job's outputs; whoever writes a file makes a new one.
         inode, content = kept.stat().st_ino, json.loads(gone.read_text())
         evaluation = {"evaluating padim on folder/bolt, seed 0"}
-        done = succeeds(repository.snakemake(target, config=("metrics=[image_auroc]",)))
+        fewer = ("metrics=[image_auroc,aupro,pl]",)
+        done = succeeds(repository.snakemake(target, config=fewer))
         assert executed(done) == evaluation
         assert not gone.exists()
         assert kept.stat().st_ino == inode
@@ -276,6 +277,26 @@ class TestSomethingToDo:
             "pixel_auroc"
         ]
         assert all(repository.plan().valid.values())
+
+    def test_one_metrics_parameter(self, repository, undisturbed):
+        """A new limit of PL is computed from the maps that are there; all else stays."""
+        folder, settings = repository.root / METRICS, repository.read("metrics.yaml")
+        before = {path.name: path.stat().st_ino for path in folder.glob("*.json")}
+        old = json.loads((folder / "pl.json").read_text())
+        repository.edit("metrics.yaml", parameters={"pl": {"iou_limit": 0.6}})
+        try:
+            done = succeeds(repository.snakemake(f"{METRICS}/provenance.json"))
+            assert executed(done) == {"evaluating padim on folder/bolt, seed 0"}
+            after = {path.name: path.stat().st_ino for path in folder.glob("*.json")}
+            changed = {name for name in before if before[name] != after[name]}
+            assert changed == {"pl.json", "provenance.json"}
+            new = json.loads((folder / "pl.json").read_text())
+            assert new["parameters"]["iou_limit"] == 0.6
+            assert new["values"][0]["value"] <= old["values"][0]["value"]
+        finally:
+            repository.write("metrics.yaml", settings)
+        succeeds(repository.snakemake())
+        assert values(repository) == undisturbed
 
 
 class TestOneAtATime:

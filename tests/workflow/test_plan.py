@@ -113,8 +113,16 @@ EDITS: dict[str, tuple[Callable[[Repository], None], set[str]]] = {
     ),
     "the device": (lambda r: r.edit("presets/tiny.yaml", device="auto"), set()),
     "a metric's parameter": (
-        lambda r: r.edit("metrics.yaml", parameters={"image_auroc": {"new": 1}}),
+        lambda r: r.edit("metrics.yaml", parameters={"pl": {"iou_limit": 0.5}}),
         leaves("evaluate") | LATE,
+    ),
+    "metrics' parameters left out that are the defaults": (
+        lambda r: r.write("metrics.yaml", {"by_defect_type": True}),
+        set(),
+    ),
+    "a metric that the run does not ask for": (
+        lambda r: r.edit("metrics.yaml", parameters={"aupimo": {"upper": 0.1}}),
+        set(),
     ),
     "one metric less": (
         lambda r: r.edit("presets/tiny.yaml", metrics=["image_auroc"]),
@@ -230,15 +238,20 @@ class TestEdits:
         def parts() -> dict[str, str]:
             return repository.plan().jobs["evaluate/padim/folder/bolt/seed0"].parts
 
+        def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+            return {name for name in before if before[name] != after[name]}
+
         before = parts()
-        repository.edit("metrics.yaml", parameters={"image_auroc": {"new": 1}})
+        repository.edit("metrics.yaml", parameters={"pl": {"iou_limit": 0.5}})
         after = parts()
-        assert before["pixel_auroc"] == after["pixel_auroc"]
-        assert before["image_auroc"] != after["image_auroc"]
+        assert changed(before, after) == {"pl"}
         EDITS["a metric's code"][0](repository)
         last = parts()
-        assert last["image_auroc"] == after["image_auroc"]
-        assert last["pixel_auroc"] != after["pixel_auroc"]
+        assert changed(after, last) == {"pixel_auroc"}
+        # What only region metrics import concerns no other.
+        regions = repository.root / "metrics/visionad_metrics/regions.py"
+        regions.write_text(regions.read_text() + "x = 1\n")
+        assert changed(last, parts()) == {"aupro", "pl"}
 
     def test_weights_count_by_content(self, repository):
         weights = repository.root / "weights.pth"

@@ -93,6 +93,37 @@ rule sheet:
         "{params.stage}.sheet {input.job} --threads {threads} > {log} 2>&1"
 
 
+rule learning:
+    input:
+        job=".plan/learning/{algorithm}/{dataset}/{category}/seed{seed}.json",
+        files=files("learning"),
+    output:
+        learning=report(
+            directory("results/figures/{dataset}/learning/{algorithm}/{category}/seed{seed}"),
+            patterns=["{name}.svg"],
+            caption="../report/learning.rst",
+            category="Learning",
+            labels={"data set": "{dataset}", "category": "{category}", "algorithm": "{algorithm}"},
+        ),
+        stamp="results/figures/{dataset}/learning/{algorithm}/{category}/seed{seed}.provenance.json",
+    log:
+        "results/logs/learning/{algorithm}/{dataset}/{category}/seed{seed}.log",
+    benchmark:
+        "results/benchmarks/learning/{algorithm}/{dataset}/{category}/seed{seed}.tsv"
+    conda:
+        "../envs/visionad.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        gpu=USES_GPU,
+    params:
+        stage=STAGE,
+    message:
+        "{wildcards.algorithm} while it learns {wildcards.dataset}/{wildcards.category}"
+    shell:
+        "{params.stage}.learning {input.job} --threads {threads} > {log} 2>&1"
+
+
 rule page:
     input:
         job=".plan/page/{page}.json",
