@@ -52,8 +52,7 @@ def binary_array(values: ArrayLike | None, name: str, axes: str) -> NDArray[np.b
     if array.dtype.kind not in "b" + _REAL_KINDS:
         raise TypeError(f"{name} must be bool or 0/1, got dtype {array.dtype}")
     positive = array.astype(np.bool, copy=False)
-    other = array[positive != array]
-    if other.size:
+    if positive is not array and (other := array[positive != array]).size:
         raise ValueError(
             f"{name} must be bool or 0/1, got the value {other[0]}; binarise first, as {name} > 0"
         )

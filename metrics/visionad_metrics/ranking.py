@@ -9,7 +9,8 @@ faster than an argsort), block by block, and then only looked up; the curves of 
 their corners at anomalous scores, so nothing else is needed.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visionad_metrics.samples import Samples, anomalous_pixels
+from visionad_metrics.samples import Samples, anomalous_pixels, anomalous_scores
 
 Counts = NDArray[np.int64]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -74,19 +75,29 @@ def rank_pixels(samples: Samples) -> Ranking | None:
     Items are the anomalous pixels in the order of :func:`samples.anomalous_pixels`. Ask for it by
     ``samples.once(rank_pixels)``, so that all metrics share the sort.
     """
-    places = samples.once(anomalous_pixels)
+    places = anomalous_pixels(samples)
     if not places.size:
         return None
-    pixels = samples.shape[1] * samples.shape[2]
-    anomalous = [
-        maps.reshape(-1)[_within(places, first * pixels, maps.size)]
-        for first, maps, _ in samples.blocks()
-    ]
-    blocks = (
-        _ascending_normal(maps, _within(places, first * pixels, maps.size))
-        for first, maps, _ in samples.blocks()
+    return _rank(anomalous_scores(samples), _normal_blocks(samples, places))
+
+
+def _normal_blocks(samples: Samples, places: Counts) -> Iterator[NDArray[Any]]:
+    """Yield all normal pixels in ascending blocks, of which each overwrites the one before it."""
+    images, height, width = samples.shape
+    pixels = height * width
+    buffer = np.empty(
+        (max(1, min(images, samples.block_pixels // pixels)), height, width),
+        _sortable(samples.dtype),
     )
-    return _rank(np.concatenate(anomalous), blocks)
+    filled = 0
+    for first, maps in samples.map_blocks():
+        buffer[filled : filled + len(maps)] = maps
+        filled += len(maps)
+        end = first + len(maps)
+        if end == images or filled + len(maps) > len(buffer):
+            anomalous = _within(places, (end - filled) * pixels, filled * pixels)
+            yield _ascending_normal(buffer[:filled].reshape(-1), anomalous)
+            filled = 0
 
 
 def _rank(anomalous: NDArray[Any], blocks: Iterable[NDArray[Any]]) -> Ranking:
@@ -95,13 +106,17 @@ def _rank(anomalous: NDArray[Any], blocks: Iterable[NDArray[Any]]) -> Ranking:
     descending = anomalous[order]
     starts = np.flatnonzero(np.append(True, descending[1:] != descending[:-1]))
     scores = descending[starts]
+    del descending
     above, at_or_above = np.zeros((2, scores.size), np.int64)
+    ascending = scores[::-1].copy()
     normal = 0
     for block in blocks:
-        low, high = _places(block, scores[::-1])
-        above += block.size - high[::-1]
-        at_or_above += block.size - low[::-1]
+        low, high = _places(block, ascending)
+        above -= high[::-1]
+        at_or_above -= low[::-1]
         normal += block.size
+    above += normal
+    at_or_above += normal
     return Ranking(order, starts, scores, above, at_or_above, normal)
 
 
@@ -111,13 +126,12 @@ def _within(places: Counts, start: int, size: int) -> Counts:
     return places[low:high] - start
 
 
-def _ascending_normal(maps: NDArray[Any], anomalous: Counts) -> NDArray[Any]:
-    """Sort the normal pixels of a block.
+def _ascending_normal(pixels: NDArray[Any], anomalous: Counts) -> NDArray[Any]:
+    """Sort the normal pixels of a block in place.
 
     Anomalous pixels are overwritten by the lowest value there is and cut off after the sort. That
     is several times faster than picking out the normal ones before it.
     """
-    pixels = maps.reshape(-1).astype(_sortable(maps.dtype))  # a copy, always
     lowest = -np.inf if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).min
     pixels[anomalous] = lowest
     pixels.sort()
@@ -132,11 +146,11 @@ def _sortable(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def _places(ascending: NDArray[Any], values: NDArray[Any]) -> tuple[Counts, Counts]:
     """Return how many elements lie below each value, and how many at or below it."""
     below = np.searchsorted(ascending, values, side="left")
-    at_or_below = below.copy()
-    if ascending.size:  # the second search is for ties only
-        tied = np.flatnonzero(ascending[np.minimum(below, ascending.size - 1)] == values)
-        tied = tied[below[tied] < ascending.size]
-        at_or_below[tied] = np.searchsorted(ascending, values[tied], side="right")
+    if not ascending.size:
+        return below, below
+    at_or_below = below.copy()  # the second search is for ties only
+    tied = ascending.take(below, mode="clip") == values
+    at_or_below[tied] = np.searchsorted(ascending, values[tied], side="right")
     return below, at_or_below
 
 
@@ -177,13 +191,14 @@ def area(ranking: Ranking, gains: NDArray[np.float64], limit: float) -> float:
     gains : (K,) float64, what each group adds
     limit : upper end of the false positive rate, in (0, 1]
     """
-    count = int(np.searchsorted(ranking.above, limit * ranking.normal, side="left"))
-    a = ranking.above[:count] / ranking.normal
-    b = ranking.at_or_above[:count] / ranking.normal
-    inside = b <= limit
-    width = np.where(inside, 1.0, b - a)
-    part = np.where(inside, limit - (a + b) / 2, np.maximum(limit - a, 0) ** 2 / (2 * width))
-    return min(1.0, float(gains[:count] @ part / limit))  # the gains' sum is rounded
+    highest = limit * ranking.normal
+    whole = int(np.searchsorted(ranking.at_or_above, math.floor(highest), side="right"))
+    missed = (ranking.above[:whole] + ranking.at_or_above[:whole]) / (2 * highest)
+    total = np.sum(gains[:whole] * (1 - missed))
+    if whole < gains.size and ranking.above[whole] < highest:  # the one group that is cut
+        a, b = ranking.above[whole], ranking.at_or_above[whole]
+        total += gains[whole] * (highest - a) ** 2 / (2 * (b - a) * highest)
+    return float(total / np.sum(gains))  # exactly 1 where nothing is missed
 
 
 def curve(
@@ -198,23 +213,45 @@ def curve(
     -------
     x, y : (M,) float64, ascending, M <= ``max_points``
     """
-    y = np.cumsum(gains) / np.sum(gains)
-    corners_x = np.stack([ranking.above, ranking.at_or_above], axis=1).reshape(-1) / ranking.normal
-    corners_y = np.stack([np.append(0.0, y[:-1]), y], axis=1).reshape(-1)
-    points = np.concatenate([[[0.0, 0.0]], np.stack([corners_x, corners_y], 1), [[1.0, 1.0]]])
-    points = points[np.append(True, (np.diff(points, axis=0) != 0).any(axis=1))]
-    if len(points) > max_points:
-        length = points.sum(axis=1) + np.minimum(points[:, 0] / limit, 1)
-        wanted = np.linspace(0, length[-1], max_points)
-        points = points[np.unique(np.searchsorted(length, wanted).clip(max=len(points) - 1))]
-    return points[:, 0], points[:, 1]
+    y = np.cumsum(gains)
+    size = 2 * y.size
+
+    def corners(which: Counts) -> NDArray[np.float64]:
+        group = which // 2  # it starts at an even corner and ends at the odd one after it
+        x = np.where(which % 2, ranking.at_or_above[group], ranking.above[group])
+        before = np.where(group, y[group - 1], 0)
+        return np.stack([x / ranking.normal, np.where(which % 2, y[group], before) / y[-1]])
+
+    def length(which: Counts) -> NDArray[np.float64]:
+        x, height = corners(which)
+        return x + height + np.minimum(x / limit, 1)
+
+    inner = np.arange(size)
+    if size > max_points - 2:
+        wanted = np.linspace(0, 3, max_points)[1:-1]
+        inner = np.unique(_first_to_reach(wanted, length, size))
+    points = np.concatenate([[[0], [0]], corners(inner), [[1], [1]]], axis=1)
+    x, height = points[:, np.append(True, (np.diff(points) != 0).any(axis=0))]
+    return x, height
+
+
+def _first_to_reach(
+    wanted: NDArray[np.float64], ascending: Callable[[Counts], NDArray[np.float64]], size: int
+) -> Counts:
+    """Search sorted values, of which there are ``size``, that are computed only where asked for."""
+    low, high = np.zeros(wanted.size, np.int64), np.full(wanted.size, size - 1)
+    while (low < high).any():
+        middle = (low + high) // 2
+        short = (low < high) & (ascending(middle) < wanted)
+        low, high = np.where(short, middle + 1, low), np.where(short, high, middle)
+    return low
 
 
 def precision_recall(ranking: Ranking, max_points: int = 1000) -> Curve:
     """Return points (recall, precision) at anomalous scores, recall ascending, (M,) each."""
-    keep = np.arange(ranking.hits.size)
-    if keep.size > max_points:
-        wanted = np.linspace(0, ranking.anomalous, max_points)
-        keep = np.unique(np.searchsorted(ranking.hits, wanted).clip(max=keep.size - 1))
+    keep = np.arange(min(ranking.hits.size, max_points))
+    if ranking.hits.size > max_points:
+        wanted = np.linspace(0, ranking.anomalous, max_points).astype(np.int64)
+        keep = np.unique(np.searchsorted(ranking.hits, wanted).clip(max=ranking.hits.size - 1))
     hits = ranking.hits[keep]
     return hits / ranking.anomalous, hits / (hits + ranking.at_or_above[keep])

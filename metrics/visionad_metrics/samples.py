@@ -15,7 +15,8 @@ from visionad_metrics.checks import array_like, binary_array, real_array, same_s
 
 T = TypeVar("T")
 
-BLOCK_PIXELS = 1 << 26  # read and sorted at a time: a quarter of a GiB of float32
+BLOCK_PIXELS = 1 << 26  # sorted at a time: a quarter of a GiB of float32
+READ_PIXELS = 1 << 23  # read at a time; if that is all, it is kept
 
 
 class Samples:
@@ -28,7 +29,7 @@ class Samples:
     scores : (N,) finite real numbers; higher is more anomalous
     labels : (N,) bool or 0/1; 1 is defective
     channels : defects with saturation thresholds, for ``spro`` alone
-    block_pixels : how many pixels to hold at a time, at least one image
+    block_pixels : how many pixels to sort at a time, at least one image
 
     Any of them may be None as long as no metric asks for it. Checks are made on reading: then a
     TypeError or ValueError names the argument that is not as described.
@@ -45,7 +46,8 @@ class Samples:
     ) -> None:
         self.channels = channels
         self._given = {"maps": maps, "masks": masks, "scores": scores, "labels": labels}
-        self._block_pixels = block_pixels
+        self.block_pixels = block_pixels
+        self._finite = False
         self._known: dict[Callable[[Samples], Any], Any] = {}
 
     def once(self, derive: Callable[["Samples"], T]) -> T:
@@ -70,6 +72,10 @@ class Samples:
         if maps.dtype.kind == "b":
             real_array(maps[:1], "maps", axes="N H W")  # says what is wrong
         same_shape(maps=maps, masks=masks)
+        if np.prod(maps.shape) <= min(self.block_pixels, READ_PIXELS):
+            maps = real_array(maps[:], "maps", axes="N H W")
+            masks = binary_array(masks[:], "masks", axes="N H W")
+            self._finite = True
         return maps, masks
 
     @property
@@ -86,22 +92,40 @@ class Samples:
 
     def blocks(self) -> Iterator[tuple[int, NDArray[Any], NDArray[np.bool]]]:
         """Read images in order: the number of the first, maps and masks (n, H, W), checked."""
-        maps, masks = self._pixels
+        for first, maps in self.map_blocks():
+            masks = self._pixels[1][first : first + len(maps)]
+            yield first, maps, binary_array(masks, "masks", axes="N H W")
+
+    def map_blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Read what :meth:`blocks` reads, without the masks."""
+        maps = self._pixels[0]
         images, height, width = self.shape
-        step = max(1, self._block_pixels // max(1, height * width))
-        for start in range(0, images, step):
-            rows = slice(start, start + step)
-            yield (
-                start,
-                real_array(maps[rows], "maps", axes="N H W", first=start),
-                binary_array(masks[rows], "masks", axes="N H W"),
-            )
+        step = max(1, min(self.block_pixels, READ_PIXELS) // max(1, height * width))
+        for first in range(0, images, step):
+            block = maps[first : first + step]
+            if not self._finite:
+                block = real_array(block, "maps", axes="N H W", first=first)
+            yield first, np.asarray(block)
+        self._finite = True  # and need not be looked at by the next metric
 
 
 def anomalous_pixels(samples: Samples) -> NDArray[np.int64]:
     """Return the places of all anomalous pixels in the flattened masks, ascending."""
+    return samples.once(_anomalous)[0]
+
+
+def anomalous_scores(samples: Samples) -> NDArray[Any]:
+    """Return the scores of :func:`anomalous_pixels`."""
+    return samples.once(_anomalous)[1]
+
+
+def _anomalous(samples: Samples) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Find places and scores of all anomalous pixels in one pass."""
     _, height, width = samples.shape
-    places = [
-        np.flatnonzero(masks) + first * height * width for first, _, masks in samples.blocks()
-    ]
-    return np.concatenate(places) if places else np.empty(0, np.int64)
+    places, scores = [np.empty(0, np.int64)], [np.empty(0, samples.dtype)]
+    for first, maps, masks in samples.blocks():
+        found = np.flatnonzero(masks)
+        scores.append(maps.reshape(-1)[found])
+        found += first * height * width
+        places.append(found)
+    return np.concatenate(places), np.concatenate(scores)

@@ -1,6 +1,7 @@
 """Area under the per-region overlap curve, as MVTec defines it."""
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from visionad_metrics.checks import rate_limit
 from visionad_metrics.ranking import area, curve, rank_pixels
@@ -52,11 +53,17 @@ def contract(samples: Samples, limit: float = 0.3) -> MetricResult:
         return MetricResult.undefined("no anomalous pixel")
     if not ranking.normal:
         return MetricResult.undefined("no normal pixel")
-    regions = samples.once(find_regions)
-    gains = ranking.group_sums(regions.equal_weights())
+    gains = samples.once(region_gains)
     fpr, pro = curve(ranking, gains, limit)
     return MetricResult(
         value=area(ranking, gains, limit),
         curve={"fpr": fpr, "pro": pro},
-        details={"regions": regions.size.size, "normal_pixels": ranking.normal},
+        details={"regions": samples.once(find_regions).size.size, "normal_pixels": ranking.normal},
     )
+
+
+def region_gains(samples: Samples) -> NDArray[np.float64]:
+    """Return what each group of the ranking adds to the mean overlap, (K,)."""
+    weights = samples.once(find_regions).equal_weights()
+    ranking = samples.once(rank_pixels)
+    return ranking.group_sums(weights) if ranking else weights
