@@ -18,7 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visionad_metrics.samples import Samples, anomalous_pixels, anomalous_scores
+from visionad_metrics.samples import (
+    Places,
+    Samples,
+    anomalous_pixels,
+    anomalous_scores,
+    index_type,
+)
 
 Counts = NDArray[np.int64]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -30,15 +36,15 @@ class Ranking:
 
     Attributes
     ----------
-    order : (P,) int64, which item stands at each rank
-    starts : (K,) int64, the rank of each group's first item
+    order : (P,) integers, which item stands at each rank
+    starts : (K,) integers, the rank of each group's first item
     scores : (K,) the score of each group, strictly descending
     above, at_or_above : (K,) int64, normal items above each score, and those at or above it
     normal : the number of normal items
     """
 
-    order: Counts
-    starts: Counts
+    order: Places
+    starts: Places
     scores: NDArray[Any]
     above: Counts
     at_or_above: Counts
@@ -52,12 +58,12 @@ class Ranking:
     @cached_property
     def hits(self) -> Counts:
         """Anomalous items at or above each score, (K,)."""
-        return np.append(self.starts[1:], self.anomalous)
+        return np.append(self.starts[1:], self.anomalous).astype(np.int64)
 
     @cached_property
     def sizes(self) -> Counts:
         """Anomalous items of each group, (K,)."""
-        return np.diff(self.starts, append=self.anomalous)
+        return np.diff(self.hits, prepend=0)
 
     def group_sums(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum weights (P,), given in the items' own order, over each group: (K,)."""
@@ -81,7 +87,7 @@ def rank_pixels(samples: Samples) -> Ranking | None:
     return _rank(anomalous_scores(samples), _normal_blocks(samples, places))
 
 
-def _normal_blocks(samples: Samples, places: Counts) -> Iterator[NDArray[Any]]:
+def _normal_blocks(samples: Samples, places: Places) -> Iterator[NDArray[Any]]:
     """Yield all normal pixels in ascending blocks, of which each overwrites the one before it."""
     images, height, width = samples.shape
     pixels = height * width
@@ -102,9 +108,9 @@ def _normal_blocks(samples: Samples, places: Counts) -> Iterator[NDArray[Any]]:
 
 def _rank(anomalous: NDArray[Any], blocks: Iterable[NDArray[Any]]) -> Ranking:
     """Rank anomalous scores (P,) among normal ones that come in ascending blocks."""
-    order = np.argsort(anomalous)[::-1]
+    order = np.argsort(anomalous)[::-1].astype(index_type(anomalous.size))
     descending = anomalous[order]
-    starts = np.flatnonzero(np.append(True, descending[1:] != descending[:-1]))
+    starts = np.flatnonzero(np.append(True, descending[1:] != descending[:-1])).astype(order.dtype)
     scores = descending[starts]
     del descending
     above, at_or_above = np.zeros((2, scores.size), np.int64)
@@ -120,13 +126,13 @@ def _rank(anomalous: NDArray[Any], blocks: Iterable[NDArray[Any]]) -> Ranking:
     return Ranking(order, starts, scores, above, at_or_above, normal)
 
 
-def _within(places: Counts, start: int, size: int) -> Counts:
+def _within(places: Places, start: int, size: int) -> Places:
     """Select the places in a block of the flattened masks, counted from the block's start."""
     low, high = np.searchsorted(places, [start, start + size])
     return places[low:high] - start
 
 
-def _ascending_normal(pixels: NDArray[Any], anomalous: Counts) -> NDArray[Any]:
+def _ascending_normal(pixels: NDArray[Any], anomalous: Places) -> NDArray[Any]:
     """Sort the normal pixels of a block in place.
 
     Anomalous pixels are overwritten by the lowest value there is and cut off after the sort. That

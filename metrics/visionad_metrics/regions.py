@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from visionad_metrics.samples import Samples, anomalous_pixels
+from visionad_metrics.samples import Places, Samples, anomalous_pixels
 
 Integers = NDArray[np.int64]
 
@@ -44,12 +44,12 @@ def find_runs(samples: Samples) -> Runs:
     return runs_of(samples.once(anomalous_pixels), *samples.shape[1:])
 
 
-def runs_of(places: Integers, height: int, width: int) -> Runs:
+def runs_of(places: Places, height: int, width: int) -> Runs:
     """Join pixels to runs and 8-connected regions, image by image.
 
     Parameters
     ----------
-    places : (P,) int64, ascending places of the pixels in the flattened masks (N, H, W)
+    places : (P,) integers, ascending places of the pixels in the flattened masks (N, H, W)
     height, width : H and W
     """
     if not places.size:
@@ -57,7 +57,7 @@ def runs_of(places: Integers, height: int, width: int) -> Runs:
     begins = np.append(True, (np.diff(places) != 1) | (places[1:] % width == 0))
     starts = np.flatnonzero(begins)
     lengths = np.diff(starts, append=places.size)
-    row, left = np.divmod(places[starts], width)
+    row, left = np.divmod(places[starts].astype(np.int64), width)
     image, row = np.divmod(row, height)
     right = left + lengths - 1
     return Runs(image, row, left, right, _join(image * (height + 1) + row, left, right, width))

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from visionad_metrics.checks import array_like, binary_array, real_array, same_shape
 
 T = TypeVar("T")
+Places = NDArray[np.signedinteger[Any]]  # int32 as long as that is enough: half the memory
 
 BLOCK_PIXELS = 1 << 26  # sorted at a time: a quarter of a GiB of float32
 READ_PIXELS = 1 << 23  # read at a time; if that is all, it is kept
@@ -109,7 +110,12 @@ class Samples:
         self._finite = True  # and need not be looked at by the next metric
 
 
-def anomalous_pixels(samples: Samples) -> NDArray[np.int64]:
+def index_type(size: int) -> type[np.signedinteger[Any]]:
+    """Return the smaller type that can count up to ``size``."""
+    return np.int32 if size < 2**31 else np.int64
+
+
+def anomalous_pixels(samples: Samples) -> Places:
     """Return the places of all anomalous pixels in the flattened masks, ascending."""
     return samples.once(_anomalous)[0]
 
@@ -119,13 +125,14 @@ def anomalous_scores(samples: Samples) -> NDArray[Any]:
     return samples.once(_anomalous)[1]
 
 
-def _anomalous(samples: Samples) -> tuple[NDArray[np.int64], NDArray[Any]]:
+def _anomalous(samples: Samples) -> tuple[Places, NDArray[Any]]:
     """Find places and scores of all anomalous pixels in one pass."""
-    _, height, width = samples.shape
-    places, scores = [np.empty(0, np.int64)], [np.empty(0, samples.dtype)]
+    images, height, width = samples.shape
+    dtype = index_type(images * height * width)
+    places, scores = [np.empty(0, dtype)], [np.empty(0, samples.dtype)]
     for first, maps, masks in samples.blocks():
         found = np.flatnonzero(masks)
         scores.append(maps.reshape(-1)[found])
         found += first * height * width
-        places.append(found)
+        places.append(found.astype(dtype))
     return np.concatenate(places), np.concatenate(scores)

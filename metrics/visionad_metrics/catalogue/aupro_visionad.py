@@ -1,12 +1,15 @@
 """AUPRO as VisionAD's released code computes it, for comparison with its tables only."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from visionad_metrics.regions import find_regions
 from visionad_metrics.registry import register
 from visionad_metrics.result import MetricResult
-from visionad_metrics.samples import Samples, anomalous_pixels
+from visionad_metrics.samples import Samples, anomalous_pixels, anomalous_scores
 
 STEPS = 200
 LIMIT = 0.3
@@ -44,30 +47,37 @@ def contract(samples: Samples) -> MetricResult:
     """Compute ``aupro_visionad`` on samples."""
     if not samples.once(anomalous_pixels).size:
         return MetricResult.undefined("no anomalous pixel")
-    inside, outside = [], []
-    for _, maps, masks in samples.blocks():
-        bad = masks.any(axis=(1, 2))
-        inside.append(maps[masks])
-        outside.append(maps[bad][~masks[bad]])
-    anomalous, normal = np.concatenate(inside), np.sort(np.concatenate(outside))
-    if not normal.size:
-        return MetricResult.undefined("no normal pixel in defective images")
-    low = float(min(anomalous.min(), normal[0]))
-    high = float(max(anomalous.max(), normal[-1]))
+    ends = [(float(maps.min()), float(maps.max())) for maps, _ in _defective(samples)]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
     if low == high:
         return MetricResult.undefined("the maps are constant: there is no threshold")
     thresholds = np.linspace(low, high, STEPS + 1)[1:-1]
     weights = samples.once(find_regions).equal_weights()
+    anomalous = anomalous_scores(samples)
     order = np.argsort(anomalous)
     missed = np.append(0, np.cumsum(weights[order]))
     pro = 1 - missed[np.searchsorted(anomalous[order], thresholds, side="left")]
-    fpr = 1 - np.searchsorted(normal, thresholds, side="left") / normal.size
+    below, total = np.zeros(thresholds.size, np.int64), 0
+    for maps, mask in _defective(samples):
+        normal = np.sort(maps[~mask])
+        below += np.searchsorted(normal, thresholds, side="left")
+        total += normal.size
+    if not total:
+        return MetricResult.undefined("no normal pixel in defective images")
+    fpr = 1 - below / total
     kept = fpr < LIMIT
     return MetricResult(
         value=max(_kept_area(fpr, pro), _kept_area(1 - fpr, 1 - pro)),
         curve={"fpr": fpr[kept][::-1], "pro": pro[kept][::-1]},
         details={"thresholds": int(kept.sum())},
     )
+
+
+def _defective(samples: Samples) -> Iterator[tuple[NDArray[Any], NDArray[np.bool]]]:
+    """Read map and mask (H, W) of each defective image."""
+    for _, maps, masks in samples.blocks():
+        for image in np.flatnonzero(masks.any(axis=(1, 2))):
+            yield maps[image], masks[image]
 
 
 def _kept_area(fpr: NDArray[np.float64], pro: NDArray[np.float64]) -> float:

@@ -95,7 +95,7 @@ def _weights(samples: Samples, position: NDArray[np.int64]) -> NDArray[np.float6
     Of a defect's pixels the best ranked ones, as many as saturate it, share 1 / defects; the
     others add nothing. Which of equally ranked ones these are does not matter: they come together.
     """
-    places = samples.once(anomalous_pixels)
+    places = samples.once(anomalous_pixels).astype(np.int64)  # once, not for each channel
     pixels = samples.shape[1] * samples.shape[2]
     weights = np.zeros(places.size)
     for channel in samples.channels:
