@@ -37,8 +37,9 @@ format: .venv/ready  ## format code and rules
 schemas: .venv/ready  ## write workflow/schemas/ from the models
 	$(BIN)/python -m params.schemas
 
-benchmark: .venv/ready  ## measure the coreset against its peers' loops
+benchmark: .venv/ready  ## measure the coreset and the metrics against their peers
 	$(BIN)/python benchmarks/coreset.py
+	$(BIN)/python benchmarks/metrics.py
 
 # Remade when what to install changes; a half-made environment has no `ready`.
 .venv/ready: pyproject.toml metrics/pyproject.toml constraints.txt

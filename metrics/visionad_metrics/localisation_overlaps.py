@@ -138,7 +138,8 @@ def _find_thresholds(
         return [
             np.linspace(np.min(sign * ends), np.max(sign * ends), count + 2)[1:-1] for sign in signs
         ]
-    ordered = np.sort(np.concatenate([values.reshape(-1) for _, values in maps]))
+    ordered = np.concatenate([values.reshape(-1) for _, values in maps])
+    ordered.sort()
     place, rest = np.divmod(np.arange(1, count + 1) * (ordered.size - 1), count + 1)
     found = []
     for sign in signs:

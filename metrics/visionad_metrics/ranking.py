@@ -101,8 +101,10 @@ def _normal_blocks(samples: Samples, places: Places) -> Iterator[NDArray[Any]]:
         filled += len(maps)
         end = first + len(maps)
         if end == images or filled + len(maps) > len(buffer):
-            anomalous = _within(places, (end - filled) * pixels, filled * pixels)
-            yield _ascending_normal(buffer[:filled].reshape(-1), anomalous)
+            yield _ascending_normal(
+                buffer[:filled].reshape(-1),
+                _within(places, (end - filled) * pixels, filled * pixels),
+            )
             filled = 0
 
 
@@ -111,19 +113,19 @@ def _rank(anomalous: NDArray[Any], blocks: Iterable[NDArray[Any]]) -> Ranking:
     order = np.argsort(anomalous)[::-1].astype(index_type(anomalous.size))
     descending = anomalous[order]
     starts = np.flatnonzero(np.append(True, descending[1:] != descending[:-1])).astype(order.dtype)
-    scores = descending[starts]
+    ascending = descending[starts[::-1]]
     del descending
-    above, at_or_above = np.zeros((2, scores.size), np.int64)
-    ascending = scores[::-1].copy()
+    above, at_or_above = np.zeros((2, starts.size), np.int64)
     normal = 0
     for block in blocks:
         low, high = _places(block, ascending)
         above -= high[::-1]
         at_or_above -= low[::-1]
         normal += block.size
+        del low, high  # before the next block is read
     above += normal
     at_or_above += normal
-    return Ranking(order, starts, scores, above, at_or_above, normal)
+    return Ranking(order, starts, ascending[::-1], above, at_or_above, normal)
 
 
 def _within(places: Places, start: int, size: int) -> Places:
