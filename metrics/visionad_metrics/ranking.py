@@ -75,6 +75,12 @@ def rank(normal: NDArray[Any], anomalous: NDArray[Any]) -> Ranking:
     return _rank(anomalous, [np.sort(normal)])
 
 
+def rank_images(samples: Samples) -> Ranking | None:
+    """Rank the defective images' scores among the good ones'; None if no image is defective."""
+    scores, defective = samples.image
+    return rank(scores[~defective], scores[defective]) if defective.any() else None
+
+
 def rank_pixels(samples: Samples) -> Ranking | None:
     """Rank all anomalous pixels among all normal ones; None if there is no anomalous pixel.
 

@@ -2,7 +2,8 @@
 
 from numpy.typing import ArrayLike
 
-from visionad_metrics.ranking import average_precision, precision_recall, rank
+from visionad_metrics.ranked_results import IMAGES, ap_result
+from visionad_metrics.ranking import rank_images
 from visionad_metrics.registry import register
 from visionad_metrics.result import MetricResult
 from visionad_metrics.samples import Samples
@@ -37,13 +38,4 @@ def image_ap(scores: ArrayLike, labels: ArrayLike) -> MetricResult:
 @register("image_ap", level="image")
 def contract(samples: Samples) -> MetricResult:
     """Compute ``image_ap`` on samples."""
-    scores, defective = samples.image
-    if not defective.any():
-        return MetricResult.undefined("no defective image")
-    ranking = rank(scores[~defective], scores[defective])
-    recall, precision = precision_recall(ranking)
-    return MetricResult(
-        value=average_precision(ranking),
-        curve={"recall": recall, "precision": precision},
-        details={"good_images": ranking.normal, "defective_images": ranking.anomalous},
-    )
+    return ap_result(samples.once(rank_images), IMAGES)

@@ -2,7 +2,8 @@
 
 from numpy.typing import ArrayLike
 
-from visionad_metrics.ranking import auroc, curve, rank
+from visionad_metrics.ranked_results import IMAGES, auroc_result
+from visionad_metrics.ranking import rank_images
 from visionad_metrics.registry import register
 from visionad_metrics.result import MetricResult
 from visionad_metrics.samples import Samples
@@ -36,15 +37,4 @@ def image_auroc(scores: ArrayLike, labels: ArrayLike) -> MetricResult:
 @register("image_auroc", level="image")
 def contract(samples: Samples) -> MetricResult:
     """Compute ``image_auroc`` on samples."""
-    scores, defective = samples.image
-    if not defective.any():
-        return MetricResult.undefined("no defective image")
-    if defective.all():
-        return MetricResult.undefined("no good image")
-    ranking = rank(scores[~defective], scores[defective])
-    fpr, tpr = curve(ranking, ranking.sizes / ranking.anomalous)
-    return MetricResult(
-        value=auroc(ranking),
-        curve={"fpr": fpr, "tpr": tpr},
-        details={"good_images": ranking.normal, "defective_images": ranking.anomalous},
-    )
+    return auroc_result(samples.once(rank_images), IMAGES)

@@ -2,7 +2,8 @@
 
 from numpy.typing import ArrayLike
 
-from visionad_metrics.ranking import f1max, precision_recall, rank
+from visionad_metrics.ranked_results import IMAGES, f1max_result
+from visionad_metrics.ranking import rank_images
 from visionad_metrics.registry import register
 from visionad_metrics.result import MetricResult
 from visionad_metrics.samples import Samples
@@ -37,18 +38,4 @@ def image_f1max(scores: ArrayLike, labels: ArrayLike) -> MetricResult:
 @register("image_f1max", level="image")
 def contract(samples: Samples) -> MetricResult:
     """Compute ``image_f1max`` on samples."""
-    scores, defective = samples.image
-    if not defective.any():
-        return MetricResult.undefined("no defective image")
-    ranking = rank(scores[~defective], scores[defective])
-    value, threshold = f1max(ranking)
-    recall, precision = precision_recall(ranking)
-    return MetricResult(
-        value=value,
-        curve={"recall": recall, "precision": precision},
-        details={
-            "threshold": threshold,
-            "good_images": ranking.normal,
-            "defective_images": ranking.anomalous,
-        },
-    )
+    return f1max_result(samples.once(rank_images), IMAGES)

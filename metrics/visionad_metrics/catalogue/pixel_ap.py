@@ -2,7 +2,8 @@
 
 from numpy.typing import ArrayLike
 
-from visionad_metrics.ranking import average_precision, precision_recall, rank_pixels
+from visionad_metrics.ranked_results import PIXELS, ap_result
+from visionad_metrics.ranking import rank_pixels
 from visionad_metrics.registry import register
 from visionad_metrics.result import MetricResult
 from visionad_metrics.samples import Samples
@@ -37,12 +38,4 @@ def pixel_ap(maps: ArrayLike, masks: ArrayLike) -> MetricResult:
 @register("pixel_ap", level="pixel")
 def contract(samples: Samples) -> MetricResult:
     """Compute ``pixel_ap`` on samples."""
-    ranking = samples.once(rank_pixels)
-    if ranking is None:
-        return MetricResult.undefined("no anomalous pixel")
-    recall, precision = precision_recall(ranking)
-    return MetricResult(
-        value=average_precision(ranking),
-        curve={"recall": recall, "precision": precision},
-        details={"normal_pixels": ranking.normal, "anomalous_pixels": ranking.anomalous},
-    )
+    return ap_result(samples.once(rank_pixels), PIXELS)

@@ -2,7 +2,8 @@
 
 from numpy.typing import ArrayLike
 
-from visionad_metrics.ranking import auroc, curve, rank_pixels
+from visionad_metrics.ranked_results import PIXELS, auroc_result
+from visionad_metrics.ranking import rank_pixels
 from visionad_metrics.registry import register
 from visionad_metrics.result import MetricResult
 from visionad_metrics.samples import Samples
@@ -36,14 +37,4 @@ def pixel_auroc(maps: ArrayLike, masks: ArrayLike) -> MetricResult:
 @register("pixel_auroc", level="pixel")
 def contract(samples: Samples) -> MetricResult:
     """Compute ``pixel_auroc`` on samples."""
-    ranking = samples.once(rank_pixels)
-    if ranking is None:
-        return MetricResult.undefined("no anomalous pixel")
-    if not ranking.normal:
-        return MetricResult.undefined("no normal pixel")
-    fpr, tpr = curve(ranking, ranking.sizes / ranking.anomalous)
-    return MetricResult(
-        value=auroc(ranking),
-        curve={"fpr": fpr, "tpr": tpr},
-        details={"normal_pixels": ranking.normal, "anomalous_pixels": ranking.anomalous},
-    )
+    return auroc_result(samples.once(rank_pixels), PIXELS)

@@ -2,7 +2,8 @@
 
 from numpy.typing import ArrayLike
 
-from visionad_metrics.ranking import f1max, precision_recall, rank_pixels
+from visionad_metrics.ranked_results import PIXELS, f1max_result
+from visionad_metrics.ranking import rank_pixels
 from visionad_metrics.registry import register
 from visionad_metrics.result import MetricResult
 from visionad_metrics.samples import Samples
@@ -37,17 +38,4 @@ def pixel_f1max(maps: ArrayLike, masks: ArrayLike) -> MetricResult:
 @register("pixel_f1max", level="pixel")
 def contract(samples: Samples) -> MetricResult:
     """Compute ``pixel_f1max`` on samples."""
-    ranking = samples.once(rank_pixels)
-    if ranking is None:
-        return MetricResult.undefined("no anomalous pixel")
-    value, threshold = f1max(ranking)
-    recall, precision = precision_recall(ranking)
-    return MetricResult(
-        value=value,
-        curve={"recall": recall, "precision": precision},
-        details={
-            "threshold": threshold,
-            "normal_pixels": ranking.normal,
-            "anomalous_pixels": ranking.anomalous,
-        },
-    )
+    return f1max_result(samples.once(rank_pixels), PIXELS)
