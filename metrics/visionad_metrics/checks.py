@@ -26,8 +26,9 @@ def real_array(values: ArrayLike | None, name: str, axes: str, first: int = 0) -
     array = _array(values, name, axes)
     if array.dtype.kind not in _REAL_KINDS:
         raise TypeError(f"{name} must be integers or floats, got dtype {array.dtype}")
-    finite = np.isfinite(array)
-    if not finite.all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = array.sum()  # finite only if all are, and half the work of looking at each
+    if not np.isfinite(total) and not (finite := np.isfinite(array)).all():
         bad = array.size - np.count_nonzero(finite)
         where = [int(i) for i in np.unravel_index(finite.argmin(), finite.shape)]
         where[0] += first

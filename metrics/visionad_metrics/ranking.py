@@ -240,8 +240,9 @@ def curve(
         x, height = corners(which)
         return x + height + np.minimum(x / limit, 1)
 
-    inner = np.arange(size)
-    if size > max_points - 2:
+    if size <= max_points - 2:
+        inner = np.arange(size)
+    else:
         wanted = np.linspace(0, 3, max_points)[1:-1]
         inner = np.unique(_first_to_reach(wanted, length, size))
     points = np.concatenate([[[0], [0]], corners(inner), [[1], [1]]], axis=1)
