@@ -1,9 +1,14 @@
 """What the metrics of images and those of pixels make of a ranking, in the words of either."""
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from visionad_metrics.ranking import (
     Ranking,
+    area,
     auroc,
     average_precision,
     curve,
@@ -60,3 +65,12 @@ def f1max_result(ranking: Ranking | None, words: Words) -> MetricResult:
     recall, precision = precision_recall(ranking)
     points = {"recall": recall, "precision": precision}
     return MetricResult(value, None, points, {"threshold": threshold, **words.counts(ranking)})
+
+
+def overlap_result(
+    ranking: Ranking, gains: NDArray[np.float64], limit: float, name: str, details: dict[str, Any]
+) -> MetricResult:
+    """Area up to a false positive rate below the curve (fpr, ``name``) that gains (K,) make."""
+    fpr, overlap = curve(ranking, gains, limit)
+    details = {**details, "normal_pixels": ranking.normal}
+    return MetricResult(area(ranking, gains, limit), None, {"fpr": fpr, name: overlap}, details)

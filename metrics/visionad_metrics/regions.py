@@ -41,7 +41,7 @@ class Runs:
 
 def find_runs(samples: Samples) -> Runs:
     """Find the runs of all masks and join them to 8-connected regions."""
-    return runs_of(samples.once(anomalous_pixels), *samples.shape[1:])
+    return runs_of(anomalous_pixels(samples), *samples.shape[1:])
 
 
 def runs_of(places: Places, height: int, width: int) -> Runs:

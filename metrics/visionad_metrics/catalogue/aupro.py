@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from visionad_metrics.checks import rate_limit
-from visionad_metrics.ranking import area, curve, rank_pixels
+from visionad_metrics.ranked_results import overlap_result
+from visionad_metrics.ranking import rank_pixels
 from visionad_metrics.regions import find_regions
 from visionad_metrics.registry import register
 from visionad_metrics.result import MetricResult
@@ -54,12 +55,8 @@ def contract(samples: Samples, limit: float = 0.3) -> MetricResult:
     if not ranking.normal:
         return MetricResult.undefined("no normal pixel")
     gains = samples.once(region_gains)
-    fpr, pro = curve(ranking, gains, limit)
-    return MetricResult(
-        value=area(ranking, gains, limit),
-        curve={"fpr": fpr, "pro": pro},
-        details={"regions": samples.once(find_regions).size.size, "normal_pixels": ranking.normal},
-    )
+    details = {"regions": samples.once(find_regions).size.size}
+    return overlap_result(ranking, gains, limit, "pro", details)
 
 
 def region_gains(samples: Samples) -> NDArray[np.float64]:

@@ -45,7 +45,7 @@ def aupro_visionad(maps: ArrayLike, masks: ArrayLike) -> MetricResult:
 @register("aupro_visionad", level="pixel")
 def contract(samples: Samples) -> MetricResult:
     """Compute ``aupro_visionad`` on samples."""
-    if not samples.once(anomalous_pixels).size:
+    if not anomalous_pixels(samples).size:
         return MetricResult.undefined("no anomalous pixel")
     ends = [(float(maps.min()), float(maps.max())) for maps, _ in _defective(samples)]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)

@@ -48,7 +48,7 @@ def siou(maps: ArrayLike, masks: ArrayLike, threshold: float | None = None) -> M
 @register("siou", level="pixel")
 def contract(samples: Samples, threshold: float | None = None) -> MetricResult:
     """Compute ``siou`` on samples."""
-    places = samples.once(anomalous_pixels)
+    places = anomalous_pixels(samples)
     if not places.size:
         return MetricResult.undefined("no anomalous pixel")
     if threshold is None:
@@ -90,7 +90,7 @@ def _overlaps(
     """Return the adjusted IoU of each region (R,) and the precision of each component (C,)."""
     regions = samples.once(find_regions)
     _, hits, at = np.intersect1d(
-        samples.once(anomalous_pixels), predicted, assume_unique=True, return_indices=True
+        anomalous_pixels(samples), predicted, assume_unique=True, return_indices=True
     )
     region, component = regions.of_pixel[hits], component[at]
     right = np.bincount(component, minlength=sizes.size)

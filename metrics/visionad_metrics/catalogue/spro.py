@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from visionad_metrics.checks import array_like, rate_limit
-from visionad_metrics.ranking import area, curve, rank_pixels
+from visionad_metrics.ranked_results import overlap_result
+from visionad_metrics.ranking import rank_pixels
 from visionad_metrics.registry import register
 from visionad_metrics.result import MetricResult
 from visionad_metrics.samples import Samples, anomalous_pixels
@@ -81,12 +82,7 @@ def contract(samples: Samples, limit: float = 0.05) -> MetricResult:
     position = np.empty(ranking.anomalous, np.int64)
     position[ranking.order] = np.arange(ranking.anomalous)
     gains = ranking.group_sums(_weights(samples, position))
-    fpr, found = curve(ranking, gains, limit)
-    return MetricResult(
-        value=area(ranking, gains, limit),
-        curve={"fpr": fpr, "spro": found},
-        details={"defects": len(samples.channels), "normal_pixels": ranking.normal},
-    )
+    return overlap_result(ranking, gains, limit, "spro", {"defects": len(samples.channels)})
 
 
 def _weights(samples: Samples, position: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -95,7 +91,7 @@ def _weights(samples: Samples, position: NDArray[np.int64]) -> NDArray[np.float6
     Of a defect's pixels the best ranked ones, as many as saturate it, share 1 / defects; the
     others add nothing. Which of equally ranked ones these are does not matter: they come together.
     """
-    places = samples.once(anomalous_pixels).astype(np.int64)  # once, not for each channel
+    places = anomalous_pixels(samples).astype(np.int64)  # once, not for each channel
     pixels = samples.shape[1] * samples.shape[2]
     weights = np.zeros(places.size)
     for channel in samples.channels:
