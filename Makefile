@@ -6,12 +6,14 @@ PYTHON ?= python3
 PRESET ?= demo
 CORES ?= all
 CONFIG ?=
+REV ?= HEAD
+STORE_GB ?= 20
 BIN := .venv/bin
 
-.PHONY: leaderboard test lint format schemas benchmark clean help
+.PHONY: leaderboard test test-all lint format schemas benchmark compare gc clean help
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
 leaderboard: .venv/ready  ## make the data, train, predict, evaluate; print the table
 	$(BIN)/snakemake --cores $(CORES) --config preset=$(PRESET) $(CONFIG)
@@ -20,6 +22,9 @@ leaderboard: .venv/ready  ## make the data, train, predict, evaluate; print the 
 
 test: .venv/ready lint  ## lint, types, tests
 	$(BIN)/python -m pytest
+
+test-all: .venv/ready lint  ## all tests, with the whole matrix of edits through both engines
+	$(BIN)/python -m pytest --matrix=all
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -49,5 +54,11 @@ benchmark: .venv/ready  ## measure the coreset and the metrics against their pee
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable metrics --editable '.[dev,backbones]'
 	touch $@
 
-clean:  ## delete results and demo data, keep the environment
+compare: .venv/ready  ## what has changed since a Git revision: REV=HEAD~1
+	@$(BIN)/python -m workflow.compare $(REV)
+
+gc: .venv/ready  ## shrink the store of finished results to STORE_GB
+	@$(BIN)/python -m workflow.plan --gc $(STORE_GB)
+
+clean:  ## delete results and demo data, keep the environment and the store
 	rm -rf results/[!R]* data/demo .plan .snakemake

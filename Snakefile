@@ -18,4 +18,4 @@ include: "workflow/rules/results.smk"
 rule all:
     default_target: True
     input:
-        PLAN.targets(),
+        everything,

@@ -55,11 +55,15 @@ class Algorithm(ABC):
         The (map method, score method) that the leaderboard shows.
     shuffle
         Whether training batches come in a new random order each epoch.
+    prediction_parameters
+        Hyperparameters that only :meth:`predict` reads: a change of one trains nothing anew, since
+        training is not even told its value.
     """
 
     inputs: ClassVar[Literal["features", "images"]]
     primary: ClassVar[tuple[str, str]]
     shuffle: ClassVar[bool] = True
+    prediction_parameters: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, parameters: Any, context: Context) -> None:
         self.parameters = parameters

@@ -124,6 +124,7 @@ class Padim(Algorithm):
     """A Gaussian per position; see the module's text."""
 
     inputs = "features"
+    prediction_parameters = ("sigma",)
     primary = ("mahalanobis", "mahalanobis")
     shuffle = False
     parameters: Hyperparameters

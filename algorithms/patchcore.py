@@ -75,6 +75,7 @@ class PatchCore(Algorithm):
     """A memory bank of normal patches; see the module's text."""
 
     inputs = "features"
+    prediction_parameters = ("neighbours", "reweight_neighbours", "sigma")
     primary = ("nearest", "nearest")
     shuffle = False
     parameters: Hyperparameters

@@ -156,6 +156,7 @@ class ReverseDistillation(GradientAlgorithm):
     """Bottleneck and student decoder on cached teacher features; see the module's text."""
 
     inputs = "features"
+    prediction_parameters = ("sigma",)
     primary = ("cosine", "cosine")
     parameters: Hyperparameters
 

@@ -2,7 +2,8 @@
 
 So planning imports neither torch nor any metric. ``algorithms/<name>.py`` holds a dataclass
 ``Hyperparameters`` (the one place where a parameter, its type and its default are written) and a
-class decorated with ``@register("<name>")`` whose attribute ``inputs`` says what its batches hold.
+class decorated with ``@register("<name>")`` whose attribute ``inputs`` says what its batches hold,
+and ``prediction_parameters`` which of the parameters training does not read.
 A metric's file holds a function decorated with ``@register("<name>", level=...)``; its parameters
 after the samples are the metric's.
 """
@@ -33,6 +34,7 @@ class Declaration:
     name: str
     inputs: Literal["features", "images"]
     hyperparameters: type[BaseModel]
+    prediction_parameters: tuple[str, ...] = ()
 
 
 @lru_cache
@@ -42,7 +44,8 @@ def declaration(path: Path) -> Declaration:
     Raises
     ------
     DeclarationError
-        If the registered class, its ``inputs`` or a literal default is missing.
+        If the registered class, its ``inputs`` or a literal default is missing, or
+        ``prediction_parameters`` names none of the hyperparameters.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
@@ -56,7 +59,10 @@ def declaration(path: Path) -> Declaration:
     for node in classes:
         if node.name == "Hyperparameters":
             fields = dict(_field(path, statement) for statement in _annotated(node))
-    return Declaration(path.stem, inputs, _model(path, fields))
+    late = tuple(_literal_attribute(registered[0], "prediction_parameters") or ())
+    if unknown := [name for name in late if name not in fields]:
+        raise DeclarationError(f"{path}: prediction_parameters: {unknown} are no hyperparameters")
+    return Declaration(path.stem, inputs, _model(path, fields), late)
 
 
 @lru_cache

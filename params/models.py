@@ -47,6 +47,17 @@ class Checks(Strict):
     min_train_images: int = Field(10, ge=2)
 
 
+class Pipeline(Strict):
+    """How the pipeline works; no number depends on it."""
+
+    package_versions: Literal["strict", "warn"] = Field(
+        "strict", description="results of other versions of torch etc. are stale, or kept and named"
+    )
+    store_gb: float = Field(20, ge=0, description="cap of the store of finished results; 0: none")
+    record: bool = Field(True, description="commit results to dvc.lock at a run's end")
+    warm: bool = Field(True, description="fork CPU jobs from one process that has torch loaded")
+
+
 class Page(Strict):
     """A Markdown page of results, beside published numbers."""
 
@@ -68,6 +79,7 @@ class Benchmark(Strict):
     budget: Budget = Budget()
     checks: Checks = Checks()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    pipeline: Pipeline = Pipeline()
     page: Page | None = None
     learning_epochs: list[Annotated[int, Field(ge=1)]] = Field(
         [], description="also measure every algorithm after so many epochs (the paper's Figure 2)"

@@ -13,6 +13,8 @@ from typing import Any
 from stages.artifacts.files import StageError
 from stages.artifacts.job import Job, read_job
 from stages.artifacts.provenance import Stopwatch, write_provenance
+from stages.artifacts.stamp import read_stamp
+from stages.artifacts.store import Store
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -47,9 +49,7 @@ def run(stage: str, description: str | None, body: Body) -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: the job's")
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
     arguments = parser.parse_args()
-    # Before torch or NumPy are imported: two processes with two threads each on two cores spin.
-    for variable in THREAD_VARIABLES:
-        os.environ[variable] = str(arguments.threads)
+    limit_threads(arguments.threads)
     if arguments.no_progress:
         os.environ["TQDM_DISABLE"] = "1"
     try:
@@ -62,9 +62,25 @@ def run(stage: str, description: str | None, body: Body) -> None:
         sys.exit(f"error: {error}")
 
 
+def limit_threads(threads: int) -> None:
+    """Bound the threads of libraries: two processes with two each on two cores spin."""
+    for variable in THREAD_VARIABLES:
+        os.environ[variable] = str(threads)
+    if "numpy" in sys.modules:  # a library that is loaded already reads no variables any more
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(threads)
+
+
 def execute(job: Job, options: Options, body: Body) -> None:
-    """Run ``body`` and stamp its outputs; a stale stamp goes first, so that no half is whole."""
+    """Run ``body``, stamp its outputs, and keep them in the store.
+
+    A stale stamp goes first, so that no half is whole.
+    """
     job.outputs["provenance"].unlink(missing_ok=True)
     stopwatch = Stopwatch()
     measured = body(job, options)
     write_provenance(job, {**measured, **stopwatch.read()}, options.threads)
+    stamp = read_stamp(job.outputs["provenance"])
+    if job.store is not None and stamp is not None:
+        Store(job.store).keep(stamp)

@@ -159,7 +159,7 @@ def body(job: Job, options: Options) -> dict[str, Any]:
     stale = {
         metric: path
         for metric, path in job.outputs.items()
-        if metric != "provenance" and not is_current(path, job.parts[metric])
+        if metric != "provenance" and (job.forced or not is_current(path, job.parts[metric]))
     }
     folder = job.outputs["provenance"].parent
     for path in folder.glob("*.json"):

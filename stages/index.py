@@ -31,6 +31,7 @@ class Row:
     defect_type: str
     label: int
     masks: list[str] = field(default_factory=list)
+    mask_sha256: list[str] = field(default_factory=list)
     width: int = 0
     height: int = 0
     mode: str = ""
@@ -77,10 +78,14 @@ def find_masks(category: Path, row: Row) -> list[str]:
     return [path.relative_to(category).as_posix() for path in candidates if path.is_file()]
 
 
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def inspect(category: Path, row: Row) -> Row:
     """Open an image and its mask, fill the row in, and note the first thing that is wrong."""
     path = category / row.path
-    row = replace(row, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    row = replace(row, sha256=_sha256(path))
     try:
         image = open_image(path)
     except StageError as error:
@@ -94,7 +99,8 @@ def inspect(category: Path, row: Row) -> Row:
 
 
 def _inspect_masks(category: Path, row: Row) -> Row:
-    row = replace(row, masks=find_masks(category, row))
+    names = find_masks(category, row)
+    row = replace(row, masks=names, mask_sha256=[_sha256(category / name) for name in names])
     place = f"ground_truth/{row.defect_type}/{Path(row.path).stem}_mask.png"
     if not row.masks:
         return row.with_problem("no mask", f"add {place}")

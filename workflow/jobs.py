@@ -7,18 +7,19 @@ its job's ``parameters`` here cannot reach the stage.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from params import models
+from params.hyperparameters import declaration
 from params.reading import ParamsError, Run, read_run
 from stages.artifacts.files import StageError
+from stages.artifacts.stamp import Stamp, read_stamp
 from stages.artifacts.weights import weights_path
-from workflow.fingerprint import Code, HashCache, digest, folder_content, sha256_file
+from workflow.fingerprint import Code, HashCache, Program, digest, folder_content, sha256_file
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN_FOLDER = Path(".plan")
@@ -27,6 +28,10 @@ ADDRESSES = ("root",)
 # What a job's key may hold, in the order in which it makes the job's name.
 FIELDS = ("page", "backbone", "algorithm", "dataset", "category", "seed")
 DATA_PARTS = ("train", "test", "ground_truth")
+# What a job may read of a data set: all jobs below an index see these parts of it only. A changed
+# mask trains nothing anew, and neither does a changed test image.
+TRAINING, TEST = frozenset({"train"}), frozenset({"test"})
+TRUTH, EVERYTHING = frozenset({"test", "ground_truth"}), frozenset(DATA_PARTS)
 
 
 @dataclass
@@ -37,12 +42,20 @@ class Job:
     key: dict[str, str]
     parameters: dict[str, Any]
     outputs: dict[str, str]
-    code: str
+    program: Program
     inputs: dict[str, list[str]] = field(default_factory=dict)
     upstream: list[Job] = field(default_factory=list)
     waits_for: list[Job] = field(default_factory=list)  # order only: no part of the fingerprint
-    data: str | None = None  # digest of source data
-    parts: dict[str, str] = field(default_factory=dict)
+    # Digests of source data, by name. Of those named as DATA_PARTS a job below may see some only.
+    data: dict[str, str | None] = field(default_factory=dict)
+    sees: dict[str, frozenset[str]] = field(default_factory=dict)  # by name of a job above
+    part_contents: dict[str, Any] = field(default_factory=dict)  # what parts depend on, each
+    versions: dict[str, str] = field(init=False)  # of the packages that decide the result
+    forced: bool = False  # asked for by --forcerun: parts are not kept
+
+    def __post_init__(self) -> None:
+        self.versions = self.program.versions
+        self._seen: dict[frozenset[str], str] = {}
 
     @property
     def name(self) -> str:
@@ -55,12 +68,48 @@ class Job:
         return PLAN_FOLDER / f"{self.name}.json"
 
     @cached_property
-    def fingerprint(self) -> str:
-        hashed = {k: v for k, v in self.parameters.items() if k not in ADDRESSES}
-        above = sorted(job.fingerprint for job in self.upstream)
-        return digest([self.stage, self.key, hashed, self.code, self.data, above, self.parts])
+    def parts(self) -> dict[str, str]:
+        """Fingerprints of parts that are kept while only others change."""
+        return {
+            name: digest([name, content, self.versions])
+            for name, content in self.part_contents.items()
+        }
 
-    def text(self, device: str) -> str:
+    @property
+    def fingerprint(self) -> str:
+        """What the job's result depends on, all of it, as one digest."""
+        return self.seen(EVERYTHING)
+
+    def seen(self, parts: frozenset[str]) -> str:
+        """Fingerprint of what a job below sees that reads only some parts of the source data."""
+        if parts in self._seen:
+            return self._seen[parts]
+        hashed = {k: v for k, v in self.parameters.items() if k not in ADDRESSES}
+        code = [self.program.digest, self.versions]
+        data = {k: v for k, v in self.data.items() if k in parts or k not in DATA_PARTS}
+        above = sorted(
+            job.seen(self.sees.get(job.name, EVERYTHING) & parts) for job in self.upstream
+        )
+        content = [self.stage, self.key, hashed, code, data, above, self.parts]
+        return self._seen.setdefault(parts, digest(content))
+
+    def above(self) -> dict[str, str]:
+        """What this job sees of the jobs above it: fingerprints by name."""
+        return {job.name: job.seen(self.sees.get(job.name, EVERYTHING)) for job in self.upstream}
+
+    def accept(self, stamped: Stamp | None) -> bool:
+        """Take over the package versions of an artefact that differs in nothing else."""
+        if stamped is None or stamped.versions is None or stamped.versions == self.versions:
+            return False
+        for versions in (stamped.versions, self.program.versions):
+            self.versions = versions
+            self.__dict__.pop("parts", None)
+            self._seen.clear()
+            if self.fingerprint == stamped.fingerprint:
+                break
+        return self.versions == stamped.versions
+
+    def text(self, device: str, store: str | None) -> str:
         """Contents of the job file."""
         return (
             json.dumps(
@@ -72,27 +121,18 @@ class Job:
                     "outputs": self.outputs,
                     "fingerprint": self.fingerprint,
                     "parts": self.parts,
-                    "code": self.code,
+                    "code": self.program.digest,
+                    "versions": self.versions,
+                    "data": self.data,
+                    "upstream": self.above(),
+                    "forced": self.forced,
                     "device": device,
+                    "store": store,
                 },
                 indent=1,
             )
             + "\n"
         )
-
-    def is_valid(self, root: Path) -> bool:
-        """Tell whether the job's artefacts are there, whole, and made with its fingerprint."""
-        stamp = root / self.outputs["provenance"]
-        try:
-            data = json.loads(stamp.read_text(encoding="utf-8"))
-            if data["fingerprint"] != self.fingerprint:
-                return False
-            return all(
-                os.stat(os.path.join(stamp.parent, name)).st_size == size
-                for name, size in data["files"].items()
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return False
 
 
 class Jobs:
@@ -113,16 +153,25 @@ class Jobs:
         self.cache = HashCache(root / PLAN_FOLDER / "hashes.json")
         self.source = Code(root, self.cache)
         self.jobs: dict[str, Job] = {}
+        self.stamps: dict[str, Stamp | None] = {}
+        self.other_versions: list[Job] = []  # kept, though made with other package versions
         self._weights: dict[str, Any] = {}
         self._build()
         self.cache.save()
 
     def _add(self, job: Job) -> Job:
-        return self.jobs.setdefault(job.name, job)
+        if job.name in self.jobs:
+            return self.jobs[job.name]
+        self.jobs[job.name] = job
+        stamp = self.stamps[job.name] = read_stamp(self.root / job.outputs["provenance"])
+        if self.run.benchmark.pipeline.package_versions == "warn" and job.accept(stamp):
+            self.other_versions.append(job)
+        return job
 
     def _build(self) -> None:
         for dataset in self.run.datasets:
             self._build_dataset(dataset)
+        self._add(self._summary())
         if self.run.benchmark.page is not None:
             self._add(self._page(self.run.benchmark.page))
 
@@ -137,11 +186,10 @@ class Jobs:
                 source = self._source(algorithm, dataset, category, index, check)
                 for seed in run.benchmark.seeds:
                     train = self._add(
-                        self._train(algorithm, dataset, category, seed, source, index)
+                        self._train(algorithm, dataset, category, seed, source, index, check)
                     )
-                    train.waits_for.append(check)
-                    predict = self._add(self._predict(train, source, index))
-                    evaluate = self._add(self._evaluate(predict, index))
+                    predict = self._add(self._predict(train, source, check))
+                    evaluate = self._add(self._evaluate(predict, index, check))
                     leaves.append((train, predict, evaluate))
                     if seed == run.benchmark.seeds[0]:
                         predictions.append(predict)
@@ -189,6 +237,11 @@ class Jobs:
             self._weights[name] = path and self.cache.get("sha256", path, sha256_file)
         return self._weights[name]
 
+    @property
+    def _usable_test(self) -> frozenset[str]:
+        """What decides which test images there are: with `skip`, masks and twins in training do."""
+        return TEST if self.run.benchmark.checks.policy == "fail" else EVERYTHING
+
     # --- one method per stage -------------------------------------------------------------------
 
     def _index(self, dataset: str, category: str) -> Job:
@@ -199,14 +252,14 @@ class Jobs:
             {"dataset": dataset, "category": category},
             {"root": config.root},
             {"index": f"{place}.parquet", "provenance": f"{place}.provenance.json"},
-            self.source.digest("stages.index"),
+            self.source.program("stages.index"),
         )
         if isinstance(config, models.Demo):
             job.upstream.append(self._add(self._demo_data(dataset, category, config)))
             job.inputs["category"] = [f"{config.root}/{category}"]
         else:
             folder = self.root / config.root / category
-            job.data = folder_content(folder, DATA_PARTS, self.cache)
+            job.data = {part: folder_content(folder, part, self.cache) for part in DATA_PARTS}
         return job
 
     def _demo_data(self, dataset: str, category: str, config: models.Demo) -> Job:
@@ -217,7 +270,7 @@ class Jobs:
             {"dataset": dataset, "category": category},
             {name: getattr(config, name) for name in names},
             {"category": place, "provenance": f"{place}.provenance.json"},
-            self.source.digest("stages.demo_data"),
+            self.source.program("stages.demo_data"),
         )
 
     def _check(self, dataset: str, indexes: list[Job]) -> Job:
@@ -227,7 +280,7 @@ class Jobs:
             {"dataset": dataset},
             {**checks.model_dump(), "root": self.run.datasets[dataset].root},
             {"check": f"{place}/check.json", "provenance": f"{place}/provenance.json"},
-            self.source.digest("stages.check"),
+            self.source.program("stages.check"),
             inputs={"indexes": [job.outputs["index"] for job in indexes]},
             upstream=list(indexes),
         )
@@ -248,11 +301,12 @@ class Jobs:
                     "root": self.run.datasets[dataset].root,
                 },
                 {"features": f"{place}.h5", "provenance": f"{place}.provenance.json"},
-                self.source.digest("stages.features"),
+                self.source.program("stages.features"),
                 inputs={"index": [index.outputs["index"]]},
                 upstream=[index],
                 waits_for=[check],
-                data=self._weights_digest(backbone),
+                data={"weights": self._weights_digest(backbone)},
+                sees={index.name: TRAINING | self._usable_test},
             )
         )
 
@@ -270,9 +324,22 @@ class Jobs:
         return parameters | {"layers": config.layers}
 
     def _train(
-        self, algorithm: str, dataset: str, category: str, seed: int, source: Job, index: Job
+        self,
+        algorithm: str,
+        dataset: str,
+        category: str,
+        seed: int,
+        source: Job,
+        index: Job,
+        check: Job,
     ) -> Job:
         config = self.run.algorithms[algorithm]
+        declared = declaration(self.root / "algorithms" / f"{config.algorithm}.py")
+        read = {
+            name: value
+            for name, value in config.parameters.items()
+            if name not in declared.prediction_parameters
+        }
         place = f"results/models/{algorithm}/{dataset}/{category}/seed{seed}"
         inputs = {"index": [index.outputs["index"]]}
         if source is not index:
@@ -287,6 +354,7 @@ class Jobs:
             },
             {
                 **self._algorithm_parameters(algorithm, dataset, seed),
+                "parameters": read,
                 "epochs": config.epochs,
                 "batch_size": config.batch_size,
                 "train_seconds": self.run.benchmark.budget.train_seconds,
@@ -296,12 +364,14 @@ class Jobs:
                 "training": f"{place}/training.json",
                 "provenance": f"{place}/provenance.json",
             },
-            self.source.digest("stages.train", f"algorithms.{config.algorithm}"),
+            self.source.program("stages.train", f"algorithms.{config.algorithm}"),
             inputs=inputs,
             upstream=[source],
+            waits_for=[check],
+            sees={source.name: TRAINING},
         )
 
-    def _predict(self, train: Job, source: Job, index: Job) -> Job:
+    def _predict(self, train: Job, source: Job, check: Job) -> Job:
         algorithm, dataset = train.key["algorithm"], train.key["dataset"]
         place = "results/maps/" + "/".join(train.key.values())
         return Job(
@@ -309,7 +379,7 @@ class Jobs:
             dict(train.key),
             self._algorithm_parameters(algorithm, dataset, train.parameters["seed"]),
             {"maps": f"{place}.h5", "provenance": f"{place}.provenance.json"},
-            self.source.digest(
+            self.source.program(
                 "stages.predict", f"algorithms.{self.run.algorithms[algorithm].algorithm}"
             ),
             inputs={
@@ -318,9 +388,11 @@ class Jobs:
                 "training": [train.outputs["training"]],
             },
             upstream=[train, source],
+            waits_for=[check],
+            sees={source.name: self._usable_test},
         )
 
-    def _evaluate(self, predict: Job, index: Job) -> Job:
+    def _evaluate(self, predict: Job, index: Job, check: Job) -> Job:
         run, dataset = self.run, predict.key["dataset"]
         metrics = {name: metric.model_dump() for name, metric in run.metrics.items()}
         common = {
@@ -330,29 +402,28 @@ class Jobs:
         }
         place = "results/metrics/" + "/".join(predict.key.values())
         outputs = {name: f"{place}/{name}.json" for name in metrics}
+        # A metric's code counts for its own part only; the packages it imports for all.
+        code = self.source.program("stages.evaluate")
+        catalogue = {
+            name: self.source.program(f"visionad_metrics.catalogue.{metric['metric']}")
+            for name, metric in metrics.items()
+        }
+        versions = {k: v for one in (code, *catalogue.values()) for k, v in one.versions.items()}
         job = Job(
             "evaluate",
             dict(predict.key),
             {"metrics": metrics, **common, "root": run.datasets[dataset].root},
             {**outputs, "provenance": f"{place}/provenance.json"},
-            self.source.digest("stages.evaluate"),
+            replace(code, versions=versions),
             inputs={"maps": [predict.outputs["maps"]], "index": [index.outputs["index"]]},
             upstream=[predict, index],
+            waits_for=[check],
+            sees={index.name: TRUTH},
         )
-        job.parts = {
-            name: digest(
-                [
-                    name,
-                    metric,
-                    common,
-                    job.code,
-                    predict.fingerprint,
-                    index.fingerprint,
-                    self.source.digest(f"visionad_metrics.catalogue.{metric['metric']}"),
-                ]
-            )
-            for name, metric in metrics.items()
-        }
+        above = sorted(job.above().values())
+        for name, metric in metrics.items():
+            digests = [code.digest, catalogue[name].digest]
+            job.part_contents[name] = [metric, common, digests, above]
         return job
 
     def _learning(self, train: Job, index: Job) -> Job:
@@ -367,6 +438,7 @@ class Jobs:
             dict(key),
             {
                 **train.parameters,
+                "parameters": self.run.algorithms[key["algorithm"]].parameters,
                 "epochs": self.run.benchmark.learning_epochs,
                 "train_seconds": None,
                 "metrics": metrics,
@@ -374,13 +446,13 @@ class Jobs:
                 "figures": self.run.figures.model_dump(),
             },
             {"learning": place, "provenance": f"{place}.provenance.json"},
-            self.source.digest(
+            self.source.program(
                 "stages.learning",
                 f"algorithms.{train.parameters['algorithm']}",
                 *(f"visionad_metrics.catalogue.{one['metric']}" for one in metrics.values()),
             ),
             inputs=train.inputs,
-            upstream=[*train.upstream, index],
+            upstream=list({job.name: job for job in (*train.upstream, index)}.values()),
             waits_for=list(train.waits_for),
         )
 
@@ -418,7 +490,7 @@ class Jobs:
                 "tables": f"{place}/tables",
                 "provenance": f"{place}/provenance.json",
             },
-            self.source.digest("stages.aggregate"),
+            self.source.program("stages.aggregate"),
             inputs={
                 "metrics": [job.outputs[name] for job in evaluates for name in benchmark.metrics],
                 "train_provenance": [job.outputs["provenance"] for job in trains],
@@ -440,7 +512,7 @@ class Jobs:
                 "categories": self.run.categories[dataset],
             },
             {"figures": place, "provenance": f"{place}.provenance.json"},
-            self.source.digest("stages.figures"),
+            self.source.program("stages.figures"),
             inputs={"long": [aggregate.outputs["long"]]},
             upstream=[aggregate],
         )
@@ -460,12 +532,36 @@ class Jobs:
                 "figures": self.run.figures.model_dump(),
             },
             {"sheet": place, "provenance": f"{place}.provenance.json"},
-            self.source.digest("stages.sheet"),
+            self.source.program("stages.sheet"),
             inputs={
                 "maps": [job.outputs["maps"] for job in predictions],
                 "index": [job.outputs["index"] for job in indexes],
             },
             upstream=[*predictions, *indexes],
+            sees={index.name: TRUTH for index in indexes},
+        )
+
+    def _summary(self) -> Job:
+        benchmark = self.run.benchmark
+        aggregates = [self.jobs[f"aggregate/{dataset}"] for dataset in self.run.datasets]
+        place = "results/summary"
+        return Job(
+            "summary",
+            {},
+            {
+                "metrics": benchmark.metrics,
+                "algorithms": benchmark.algorithms,
+                "categories": dict(self.run.categories),
+            },
+            {
+                "metrics": f"{place}/metrics.json",
+                "means": f"{place}/means.csv",
+                "categories": f"{place}/categories.csv",
+                "provenance": f"{place}/provenance.json",
+            },
+            self.source.program("stages.summary"),
+            inputs={"long": [job.outputs["long"] for job in aggregates]},
+            upstream=aggregates,
         )
 
     def _page(self, page: models.Page) -> Job:
@@ -496,8 +592,8 @@ class Jobs:
                 "budget_seconds": run.benchmark.budget.train_seconds,
             },
             {"page": page.path, "provenance": f"results/page/{name}.provenance.json"},
-            self.source.digest("stages.page"),
+            self.source.program("stages.page"),
             inputs=inputs,
             upstream=aggregates,
-            data=data,
+            data={"published": data},
         )

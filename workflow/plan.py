@@ -7,38 +7,76 @@ stamped: nothing else counts, least of all times.
 
     python -m workflow.plan                  write the job files below .plan/
     python -m workflow.plan --list           list all jobs and their state
-    python -m workflow.plan --config preset=cpu_real --list train
+    python -m workflow.plan --why results/leaderboard/demo   why it must run, in words
+    python -m workflow.plan --config preset=cpu_real --list train --json
+    python -m workflow.plan --gc 5           shrink the store of finished results to 5 GB
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import fcntl
+import json
 import os
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 import yaml
 
 from params.reading import ParamsError
+from stages.artifacts.store import Store
+from workflow.fingerprint import replace_text
 from workflow.jobs import FIELDS, PLAN_FOLDER, ROOT, Job, Jobs
+
+CODE_FOLDER = PLAN_FOLDER / "code"  # what the code was that a fingerprint covers, for --why
+
+
+# Validity in Snakemake's terms, times in seconds since 1970: a valid job's file is older than any
+# output, a stale one's newer than its stamp. No clock is read, so none can be too coarse or wrong.
+VALID_JOB, STALE_STAMP, STALE_JOB = 0, 1, 2
+STORE = ".store"
 
 
 class Plan(Jobs):
-    """A run's jobs, and which of them are valid."""
+    """A run's jobs: which are valid, which the store can bring back, which must run."""
 
     def __init__(self, root: Path = ROOT, overrides: Mapping[str, Any] | None = None) -> None:
         super().__init__(root, overrides)
+        self.store = Store(root / STORE) if self.run.benchmark.pipeline.store_gb else None
+        self.valid = {name: self._is_valid(job) for name, job in self.jobs.items()}
         self._whole: dict[str, bool] = {}
 
+    def _is_valid(self, job: Job) -> bool:
+        stamp = self.stamps[job.name]
+        return stamp is not None and stamp.fingerprint == job.fingerprint and stamp.is_whole()
+
     @cached_property
-    def valid(self) -> dict[str, bool]:
-        """Validity of every job's artefacts, by job name."""
-        return {name: job.is_valid(self.root) for name, job in self.jobs.items()}
+    def restorable(self) -> dict[str, Job]:
+        """Jobs that need not run, since the store has what they would make."""
+        kept = self.store.fingerprints() if self.store else set()
+        return {
+            name: job
+            for name, job in self.jobs.items()
+            if not self.valid[name] and not job.forced and job.fingerprint in kept
+        }
+
+    @property
+    def fingerprints(self) -> set[str]:
+        """Fingerprints of all jobs."""
+        return {job.fingerprint for job in self.jobs.values()}
+
+    @property
+    def stale(self) -> list[Job]:
+        """Jobs that must run."""
+        return [
+            job
+            for name, job in self.jobs.items()
+            if not self.valid[name] and name not in self.restorable
+        ]
 
     def job(self, stage: str, wildcards: Mapping[str, str]) -> Job:
         """Find a job by its stage and Snakemake's wildcards."""
@@ -50,36 +88,107 @@ class Plan(Jobs):
             f"name it, e.g. --config algorithms='[{wildcards.get('algorithm', '...')}]'"
         )
 
+    def find(self, target: str) -> list[Job]:
+        """Find jobs by name, or by a path that they make, or that holds what they make.
+
+        Raises
+        ------
+        ParamsError
+            If no job of this run fits.
+        """
+        path = PurePath(os.path.normpath(target))
+        found = [
+            job
+            for job in self.jobs.values()
+            if PurePath(job.name).is_relative_to(path)
+            or any(
+                path.is_relative_to(made) or PurePath(made).is_relative_to(path)
+                for made in job.outputs.values()
+            )
+        ]
+        if found:
+            return found
+        close = difflib.get_close_matches(target, self.jobs, n=3, cutoff=0.4)
+        raise ParamsError(
+            f"{target}: no job of this run makes it; did you mean {' or '.join(close) or '--list'}?"
+        )
+
     def whole(self, job: Job) -> bool:
         """Tell whether a job and all above it are valid: nothing that it reads will be remade."""
         if job.name not in self._whole:
             self._whole[job.name] = self.valid[job.name] and all(map(self.whole, job.upstream))
         return self._whole[job.name]
 
-    def targets(self, *stages: str) -> list[str]:
-        """Stamps of all jobs of some stages; of all jobs, if none is named."""
+    def targets(self, *stages: str, algorithm: str | None = None) -> list[str]:
+        """Stamps of the jobs of some stages (none: of all) and of one algorithm (None: of all)."""
         return [
             job.outputs["provenance"]
             for job in self.jobs.values()
-            if not stages or job.stage in stages
+            if (not stages or job.stage in stages)
+            and (algorithm is None or job.key.get("algorithm") == algorithm)
         ]
+
+    def force(self, asked: Callable[[Job], bool]) -> None:
+        """Take jobs, and all that depend on them, for stale."""
+        for job in self.jobs.values():  # upstream ones come first
+            if asked(job) or any(above.forced for above in job.upstream):
+                job.forced = True
+                self.valid[job.name] = False
+        self.__dict__.pop("restorable", None)
+        self._whole.clear()
+
+    def keep(self) -> None:
+        """Take what lies in ``results/`` into the store, before anything overwrites it.
+
+        That holds for what is stale, too: the parameter may be set back.
+        """
+        if self.store is None:
+            return
+        kept = self.store.fingerprints()
+        for stamp in self.stamps.values():
+            if stamp is not None and stamp.fingerprint not in kept:
+                self.store.keep(stamp)
+
+    def restore(self) -> list[Job]:
+        """Bring back from the store what it has, and return those jobs."""
+        back = []
+        for name, job in self.restorable.items():
+            outputs = [
+                self.root / path for kind, path in job.outputs.items() if kind != "provenance"
+            ]
+            target = self.root / job.outputs["provenance"]
+            if self.store and self.store.restore(job.fingerprint, target, outputs):
+                self.valid[name] = True
+                back.append(job)
+        self.__dict__.pop("restorable", None)
+        self._whole.clear()
+        return back
+
+    def collect(self) -> None:
+        """Keep the store under its cap."""
+        if self.store is not None and self.store.folder.is_dir():
+            self.store.collect(self.run.benchmark.pipeline.store_gb * 1e9, self.fingerprints)
 
     def write(self) -> None:
         """Write the job files, with times that translate validity into Snakemake's terms.
 
-        A job's file is its rule's input: ancient while the artefact is valid, new when it is not.
+        A job's file is its rule's input, and a stamp one of its outputs.
         """
-        now = time.time()
+        store = STORE if self.store else None
+        manifests = {job.program.digest: job.program.modules for job in self.jobs.values()}
+        for code, modules in manifests.items():
+            path = self.root / CODE_FOLDER / f"{code}.json"
+            if not path.is_file():
+                replace_text(path, json.dumps(self.source.manifest(*modules)))
         for name, job in self.jobs.items():
             path = self.root / job.file
-            text = job.text(self.run.benchmark.device)
+            text = job.text(self.run.benchmark.device, store)
             if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-                temporary.write_text(text, encoding="utf-8")
-                os.replace(temporary, path)
-            moment = 1.0 if self.valid[name] else now
+                replace_text(path, text)
+            moment = VALID_JOB if self.valid[name] else STALE_JOB
             os.utime(path, (moment, moment))
+            if not self.valid[name] and self.stamps[name] is not None:
+                os.utime(self.root / job.outputs["provenance"], (STALE_STAMP, STALE_STAMP))
 
 
 def lock(root: Path = ROOT) -> IO[str]:
@@ -107,6 +216,20 @@ def lock(root: Path = ROOT) -> IO[str]:
     return file
 
 
+def versions_warning(jobs: Sequence[Job]) -> str:
+    """Say which results are kept although packages have other versions now."""
+    differences = {
+        f"{name} {old} (now {job.program.versions.get(name, 'absent')})"
+        for job in jobs
+        for name, old in job.versions.items()
+        if job.program.versions.get(name) != old
+    }
+    return (
+        f"{len(jobs)} results, e.g. {jobs[0].name}, were made with "
+        f"{', '.join(sorted(differences))}; they are kept, as pipeline: package_versions: warn asks"
+    )
+
+
 def typed(value: Any, key: str = "") -> Any:
     """Give the leaves of nested ``--config`` values their types: Snakemake leaves them strings."""
     if key in ("datasets", "roots", "algorithms", "metrics"):
@@ -123,29 +246,85 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in words)}
 
 
+def listed(plan: Plan, job: Job) -> dict[str, Any]:
+    """Lay out a job and its state for people and programs."""
+    state = "stale"
+    if plan.valid[job.name]:
+        state = "valid"
+    elif job.name in plan.restorable:
+        state = "stored"
+    return {"job": job.name, "state": state, "fingerprint": job.fingerprint}
+
+
 def main() -> None:
-    """Write the job files; list jobs."""
+    """Write the job files; list jobs; explain; collect the store."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m workflow.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", nargs="*", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--list", nargs="*", metavar="STAGE", help="print jobs and their state")
+    parser.add_argument(
+        "--list",
+        nargs="*",
+        metavar="STAGE",
+        help="print jobs: valid, stored (restored without a job) or stale",
+    )
     parser.add_argument("--targets", nargs="+", metavar="STAGE", help="print what stages make")
+    parser.add_argument(
+        "--why", nargs="*", metavar="TARGET", help="explain why jobs (or paths) must run; none: all"
+    )
+    parser.add_argument("--json", action="store_true", help="print --list or --why as JSON")
+    parser.add_argument(
+        "--gc", type=float, metavar="GB", help="shrink the store, the longest unused first"
+    )
     arguments = parser.parse_args()
     try:
         plan = Plan(overrides=parse_overrides(arguments.config))
-        if arguments.list is None and not arguments.targets:
+        if plan.other_versions:
+            print(f"warning: {versions_warning(plan.other_versions)}", file=sys.stderr)
+        if arguments.why is not None:
+            why(plan, arguments.why, arguments.json)
+        elif arguments.gc is not None:
+            with lock():
+                gone = Store(plan.root / STORE).collect(arguments.gc * 1e9, plan.fingerprints)
+            print(
+                f"{STORE}: removed {gone.removed} results ({gone.freed / 1e9:.2f} GB), "
+                f"left {gone.left} ({gone.size / 1e9:.2f} GB of its own)"
+            )
+        elif arguments.list is None and not arguments.targets and not arguments.json:
             with lock():
                 plan.write()
     except ParamsError as error:
         sys.exit(f"error: {error}")
-    if arguments.list is not None:
-        for name, job in plan.jobs.items():
-            if not arguments.list or job.stage in arguments.list:
-                state = "valid" if plan.valid[name] else "stale"
-                print(f"{state}  {job.fingerprint[:12]}  {name}")
+    if arguments.list is not None or (arguments.json and arguments.why is None):
+        wanted = arguments.list or []
+        jobs = [
+            listed(plan, job) for job in plan.jobs.values() if not wanted or job.stage in wanted
+        ]
+        if arguments.json:
+            print(json.dumps(jobs, indent=1))
+        else:
+            for one in jobs:
+                print(f"{one['state']:<6} {one['fingerprint'][:12]}  {one['job']}")
     if arguments.targets:
         print("\n".join(plan.targets(*arguments.targets)))
+
+
+def why(plan: Plan, targets: list[str], as_json: bool) -> None:
+    """Print why the jobs of some targets, or all that are stale, must run."""
+    from workflow.why import Why
+
+    explainer = Why(plan)
+    found = [job for target in targets for job in plan.find(target)] if targets else plan.stale
+    jobs = list({job.name: job for job in found}.values())
+    if as_json:
+        print(json.dumps([explainer.facts(job) for job in jobs], indent=1))
+        return
+    if not jobs:
+        print("nothing must run")
+    for line in explainer.explain(jobs):
+        print(line)
 
 
 if __name__ == "__main__":

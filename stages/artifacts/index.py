@@ -1,7 +1,8 @@
 """The index of one category: a Parquet table with one row per image.
 
 ``image_id`` is ``<split>/<defect type>/<file stem>``; ``label`` 0 is good, 1 defective; ``masks``
-and ``path`` are relative to the category's folder; ``problem`` is empty for a usable image.
+and ``path`` are relative to the category's folder, ``sha256`` and ``mask_sha256`` those of the
+files' bytes; ``problem`` is empty for a usable image.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ COLUMNS = {
     "defect_type": "str",
     "label": "int8",
     "masks": "object",
+    "mask_sha256": "object",
     "width": "int32",
     "height": "int32",
     "mode": "str",
@@ -48,7 +50,8 @@ def read_index(path: Path) -> pd.DataFrame:
         raise StageError(f"{path}: no such file; run snakemake to make it") from None
     except (OSError, ValueError) as error:
         raise StageError(f"{path}: broken index ({error}); delete it and run again") from None
-    table["masks"] = [list(masks) for masks in table["masks"]]
+    for name in ("masks", "mask_sha256"):
+        table[name] = [list(values) for values in table[name]]
     return table
 
 

@@ -7,7 +7,7 @@ covers by construction everything that can change its result.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ class Job:
     parts: Mapping[str, str]  # fingerprints of parts that are kept while only others change
     code: str  # digest of the code that the stage imports
     device: str  # where to compute: no part of the fingerprint
+    versions: Mapping[str, str] = field(default_factory=dict)  # of packages that decide results
+    data: Mapping[str, str | None] = field(default_factory=dict)  # digests of source data
+    upstream: Mapping[str, str] = field(default_factory=dict)  # fingerprints by job name
+    forced: bool = False  # parts are not kept
+    store: Path | None = None  # where finished artefacts are kept by fingerprint
 
     def input(self, name: str) -> Path:
         """Return the only path of an input."""
@@ -55,4 +60,9 @@ def read_job(path: Path, stage: str) -> Job:
         parts=data["parts"],
         code=data["code"],
         device=data["device"],
+        versions=data["versions"],
+        data=data["data"],
+        upstream=data["upstream"],
+        forced=data["forced"],
+        store=Path(data["store"]) if data["store"] else None,
     )

@@ -63,7 +63,8 @@ def commit() -> str | None:
             ).stdout.strip()
             for command in (
                 ["rev-parse", "HEAD"],
-                ["status", "--porcelain", "-uno", "--", ":!docs"],
+                # What runs themselves write says nothing about the code.
+                ["status", "--porcelain", "-uno", "--", ":!docs", ":!results", ":!dvc.lock"],
             )
         )
     except (OSError, subprocess.CalledProcessError):
@@ -124,6 +125,9 @@ def write_provenance(job: Job, measured: dict[str, Any], threads: int) -> None:
             "key": job.key,
             "parameters": job.parameters,
             "code": job.code,
+            "versions": job.versions,
+            "data": job.data,
+            "upstream": job.upstream,
             "commit": commit(),
             "packages": {package: _version(package) for package in PACKAGES},
             "machine": machine(),

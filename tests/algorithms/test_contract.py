@@ -128,6 +128,24 @@ def test_same_seed_gives_same_bytes(
     assert_same_bytes(predict(again.algorithm, toy.test), predict(fitted.algorithm, toy.test))
 
 
+def test_what_only_prediction_reads_trains_nothing(
+    name: str, settings: Settings, toy: Any, fit: Any
+) -> None:
+    """The plan keeps the model when one of these changes."""
+    declared = declaration(Path(algorithms.base.__file__).with_name(f"{name}.py"))
+    if not declared.prediction_parameters:
+        pytest.skip("all its parameters count in training")
+    defaults = declared.hyperparameters().model_dump() | settings.parameters
+    others = {key: defaults[key] + 1 for key in declared.prediction_parameters}
+    one = fit(name, settings.parameters, toy.train, epochs=1).algorithm
+    other = fit(name, settings.parameters | others, toy.train, epochs=1).algorithm
+    assert type(one).prediction_parameters == declared.prediction_parameters
+    states = [*one.state().items()], [*other.state().items()]
+    for (key, left), (same_key, right) in zip(*states, strict=True):
+        assert key == same_key
+        assert left.numpy().tobytes() == right.numpy().tobytes(), key
+
+
 def test_loaded_model_predicts_the_same(
     name: str, settings: Settings, fitted: Any, toy: Any, build: Any, predict: Any
 ) -> None:

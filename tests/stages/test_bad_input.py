@@ -137,9 +137,9 @@ class TestImages:
         (repository.images / "nut").mkdir()
         message = fails_clearly(
             index_and_check(repository),
-            "images/nut/train/good: 0 usable training images, 5 needed -> add images, or lower "
+            "data/parts/nut/train/good: 0 usable training images, 5 needed -> add images, or lower "
             "checks.min_train_images",
-            "images/nut/test: no usable test image -> add images",
+            "data/parts/nut/test: no usable test image -> add images",
         )
         assert "policy: skip" not in message, "leaving files out is no remedy here"
 
@@ -148,7 +148,7 @@ class TestImages:
         shutil.rmtree(repository.images / "bolt")
         fails_clearly(
             repository.stage("index/folder/bolt"),
-            "images/bolt: no such folder; put the data there or set its root",
+            "data/parts/bolt: no such folder; put the data there or set its root",
         )
 
     def test_all_problems_of_all_categories_at_once(self, repository):
@@ -159,9 +159,9 @@ class TestImages:
         message = fails_clearly(
             index_and_check(repository),
             "data set folder: 3 problems (also in results/check/folder/report.md)",
-            "images/bolt/train/good/003.png: cannot be decoded",
-            "images/bolt/test/spot/001.png: mask",
-            "images/nut/test/spot/001.png: no mask",
+            "data/parts/bolt/train/good/003.png: cannot be decoded",
+            "data/parts/bolt/test/spot/001.png: mask",
+            "data/parts/nut/test/spot/001.png: no mask",
         )
         report = (repository.root / "results/check/folder/report.md").read_text()
         for part in ("bolt/train/good/003.png", "nut/test/spot/001.png", f"add {SPOT}"):
@@ -262,7 +262,7 @@ class TestConfiguration:
 
     def test_folder_that_is_no_category_name(self, repository):
         (repository.images / "metal nut").mkdir()
-        fails_clearly(self.plan(repository), "images/metal nut: rename it")
+        fails_clearly(self.plan(repository), "data/parts/metal nut: rename it")
 
     @pytest.mark.parametrize(
         ("word", "parts"),

@@ -30,6 +30,7 @@ def index_table(ids: list[str]) -> pd.DataFrame:
             "defect_type": name.split("/")[0],
             "label": int(not name.startswith("good")),
             "masks": [] if name.startswith("good") else [f"{name}_a.png", f"{name}_b.png"],
+            "mask_sha256": [] if name.startswith("good") else ["", ""],
             "width": SIZE,
             "height": SIZE,
             "mode": "L",

@@ -19,19 +19,21 @@ from workflow.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("stages", "algorithms", "metrics", "params", "workflow", "profiles", "Snakefile",
-         "pyproject.toml")  # fmt: skip
+         "pyproject.toml", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config",
+         ".dvc/.gitignore")  # fmt: skip
 SIZE = 64
 PRESET = {
     "title": "Tiny",
     "datasets": {"folder": "all"},
-    "roots": {"folder": "images"},
-    "algorithms": ["random", "padim"],
+    "roots": {"folder": "data/parts"},
     "variant": "tiny",
     "protocol": {"image_size": SIZE, "evaluation_size": SIZE},
     "checks": {"min_train_images": 5},
     "device": "cpu",
     "page": None,
+    "pipeline": {"record": False, "store_gb": 0},
 }
+ALGORITHMS = ["random", "padim"]
 BACKBONE = {
     "model": "resnet18",
     "weights": {"source": "random"},
@@ -57,13 +59,18 @@ class Repository:
     @property
     def images(self) -> Path:
         """Root of the data set."""
-        return self.root / "images"
+        return self.root / "data" / "parts"
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """Environment of a process whose imports come from the copy."""
         path = os.pathsep.join([str(self.root), str(self.root / "metrics")])
-        threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        return {**os.environ, **threads, "PYTHONPATH": path, **(extra or {})}
+        own = {
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": path,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        return {**os.environ, **own, **(extra or {})}
 
     def python(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run Python in the copy."""
@@ -76,6 +83,31 @@ class Repository:
             timeout=300,
             **options,
         )
+
+    def git(self, *words: str) -> str:
+        """Run Git in the copy, and return what it says."""
+        who = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+        done = subprocess.run(
+            ["git", *who, *words], cwd=self.root, check=True, capture_output=True, text=True
+        )
+        return done.stdout
+
+    def dvc(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run DVC in the copy."""
+        return self.python("-m", "dvc", *words)
+
+    def version(self) -> None:
+        """Put the copy under version control, images by DVC; keep and record results."""
+        self.edit("presets/tiny.yaml", pipeline={"record": True, "store_gb": 1})
+        self.git("init", "--quiet", "--initial-branch", "main")
+        done = self.dvc("add", "--quiet", "data/parts")
+        assert done.returncode == 0, done.stderr
+        self.commit("start")
+
+    def commit(self, message: str) -> None:
+        """Commit all changes."""
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", message)
 
     def stage(self, job: str) -> subprocess.CompletedProcess[str]:
         """Run the stage of a job, e.g. ``index/folder/bolt``."""
@@ -162,6 +194,14 @@ def draw_category(
             Image.fromarray(mask).save(path)
 
 
+def recolour(path: Path) -> None:
+    """Change an image, or a mask at its rim, so that it stays usable."""
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[:2] = 255 - pixels[:2]
+    path.unlink()
+    Image.fromarray(pixels).save(path)
+
+
 def make_repository(root: Path, categories: Iterable[str] = ("bolt", "nut")) -> Repository:
     """Copy the repository to ``root`` and give it images and the preset tiny."""
     for part in PARTS:
@@ -170,10 +210,11 @@ def make_repository(root: Path, categories: Iterable[str] = ("bolt", "nut")) -> 
             ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*")
             shutil.copytree(source, target, ignore=ignore)
         else:
-            root.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     repository = Repository(root)
     repository.write("presets/tiny.yaml", PRESET)
+    repository.edit("benchmark.yaml", preset="tiny", algorithms=ALGORITHMS)
     repository.write("backbones/tiny.yaml", BACKBONE)
     repository.write("algorithms/padim.yaml", PADIM)
     for number, category in enumerate(categories):

@@ -12,11 +12,13 @@ import pytest
 from workflow.fingerprint import (
     Code,
     HashCache,
+    definitions,
     digest,
     folder_content,
     imported_names,
     normalised_tree,
     sha256_file,
+    version,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,11 +90,51 @@ class TestNormalisedTree:
         ast.parse(MODULE.replace(old, new))
         assert normalised_tree(MODULE.replace(old, new)) != normalised_tree(MODULE)
 
+    def test_the_same_for_every_python(self):
+        """Fields that other versions add are empty, and are left out; this text stays what it is."""
+        source = "class A(B):\n    def f[T](self, x=None):\n        return f'{x!r:>3}' or ()"
+        source = source.replace("[T]", "")
+        assert normalised_tree(source) == (
+            "Module(body=[ClassDef(bases=[Name(ctx=Load(),id='B')],body=[FunctionDef(args="
+            "arguments(args=[arg(arg='self'),arg(arg='x')],defaults=[Constant(value=None)]),body="
+            "[Return(value=BoolOp(op=Or(),values=[JoinedStr(values=[FormattedValue(conversion=114,"
+            "format_spec=JoinedStr(values=[Constant(value='>3')]),value=Name(ctx=Load(),id='x'))]),"
+            "Tuple(ctx=Load())]))],name='f')],name='A')])"
+        )
+
     def test_a_text_that_is_no_docstring_counts(self):
         assert normalised_tree('x = """a"""') != normalised_tree('x = """b"""')
         assert normalised_tree('def f():\n    """a"""\n    """b"""') != normalised_tree(
             'def f():\n    """a"""\n    """c"""'
         )
+
+
+class TestDefinitions:
+    """What a person calls the place where code has changed."""
+
+    SOURCE = "X = 1\n\ndef f():\n    return 1\n\n@g\nclass A(B):\n    y = 2\n    def m(self):\n        return 3\n"
+
+    @pytest.mark.parametrize(
+        ("old", "new", "name"),
+        [
+            ("X = 1", "X = 2", ""),
+            ("return 1", "return 2", "f"),
+            ("return 3", "return 4", "A.m"),
+            ("y = 2", "y = 3", "A"),
+            ("(B)", "(C)", "A"),
+            ("@g", "@h", "A"),
+        ],
+    )
+    def test_changed(self, old, new, name):
+        before, after = definitions(self.SOURCE), definitions(self.SOURCE.replace(old, new))
+        assert set(before) == {"", "f", "A", "A.m"}
+        assert {key for key in before if before[key] != after[key]} == {name}
+
+    def test_unchanged(self):
+        commented = self.SOURCE.replace("X = 1", '"""New."""\n\nX = 1  # one').replace(
+            "    return 1", '    """F."""\n    return 1'
+        )
+        assert definitions(commented) == definitions(self.SOURCE)
 
 
 class TestImportedNames:
@@ -216,6 +258,12 @@ class TestHashCache:
         self.calls = getattr(self, "calls", 0) + 1
         return path.read_text()
 
+    @pytest.fixture(autouse=True)
+    def patient(self, request, monkeypatch):
+        """Let files be old: these tests cannot wait."""
+        if "young" not in request.node.name:
+            monkeypatch.setattr("workflow.fingerprint.RACY_SECONDS", 0)
+
     def test_reuses(self, tmp_path, cache):
         path = tmp_path / "x"
         path.write_text("a")
@@ -234,6 +282,24 @@ class TestHashCache:
         again.save()
         assert not list(cache.path.parent.glob("*.tmp-*"))
 
+    def test_a_young_file_is_not_trusted(self, tmp_path):
+        """Two changes within a tick of a coarse clock leave size and times alone."""
+        cache, path = HashCache(tmp_path / "hashes.json"), tmp_path / "x"
+        path.write_text("a")
+        times = path.stat()
+        assert cache.get("k", path, self.compute) == "a"
+        path.write_text("b")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert cache.get("k", path, self.compute) == "b"
+        assert cache.entries == {}
+
+    def test_a_new_file_with_the_old_time_is_seen(self, tmp_path, cache):
+        path = tmp_path / "x"
+        for text in ("a", "b"):
+            path.write_text(text)
+            os.utime(path, (1, 1))
+            assert cache.get("k", path, self.compute) == text
+
     @pytest.mark.parametrize("text", ["b", "longer"])
     def test_sees_a_change(self, tmp_path, cache, text):
         path = tmp_path / "x"
@@ -243,7 +309,7 @@ class TestHashCache:
         os.utime(path, ns=(1, 1))
         assert cache.get("k", path, self.compute) == text
 
-    @pytest.mark.parametrize("content", ["", "{", "\x00"])
+    @pytest.mark.parametrize("content", ["", "{", "\x00", "[]", '{"k:x": 7}', '{"k:x": null}'])
     def test_damage_costs_time_only(self, tmp_path, content):
         path = tmp_path / "hashes.json"
         path.write_text(content)
@@ -263,10 +329,12 @@ class TestFolderContent:
         return folder
 
     def content(self, folder: Path, tmp_path: Path) -> str | None:
-        return folder_content(folder, ("train", "test"), HashCache(tmp_path / "none.json"))
+        cache = HashCache(tmp_path / "none.json")
+        return digest([folder_content(folder, part, cache) for part in ("train", "test")])
 
     def test_absent(self, tmp_path):
-        assert self.content(tmp_path / "nothing", tmp_path) is None
+        cache = HashCache(tmp_path / "none.json")
+        assert folder_content(tmp_path / "nothing", "train", cache) is None
 
     def test_changes(self, folder, tmp_path):
         digests = [self.content(folder, tmp_path)]
@@ -308,6 +376,23 @@ class TestFolderContent:
         assert self.content(folder, tmp_path) == before
         (tmp_path / "elsewhere/0.png").write_text("changed")
         assert self.content(folder, tmp_path) != before
+
+
+class TestProgram:
+    """Versions count of packages that decide results, where they are imported."""
+
+    def test_versions(self):
+        code = Code(ROOT, HashCache(ROOT / "none.json"))
+        assert {"torch", "numpy"} <= set(code.program("stages.train", "algorithms.padim").versions)
+        assert "FrEIA" in code.program("stages.train", "algorithms.fastflow2d").versions
+        assert "FrEIA" not in code.program("stages.train", "algorithms.padim").versions
+        assert not {"torch", "timm"} & set(code.program("stages.evaluate").versions)
+
+    def test_a_build_is_no_version(self, monkeypatch):
+        version.cache_clear()
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "2.14.1+cu130")
+        assert version("torch") == "2.14.1"
+        version.cache_clear()
 
 
 def test_digest_is_one_of_content():

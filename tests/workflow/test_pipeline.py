@@ -124,6 +124,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     }
     expected |= {f"anomaly maps of {algorithm} on folder" for algorithm in ("random", "padim")}
     expected |= {"checking folder", "leaderboard of folder", "figures of folder"}
+    expected |= {"summary of all leaderboards"}
     assert executed(done) - {"None"} >= expected
     return repository
 
@@ -242,7 +243,7 @@ class TestSomethingToDo:
 
     def test_hyperparameter_and_back(self, repository):
         before = repository.read("algorithms/padim.yaml")
-        repository.edit("algorithms/padim.yaml", parameters={"sigma": 2.0})
+        repository.edit("algorithms/padim.yaml", parameters={"regularisation": 0.1})
         try:
             assert executed(succeeds(repository.snakemake("-n"))) == {
                 *(f"{doing} padim on folder/{category}, seed 0"
@@ -251,6 +252,7 @@ class TestSomethingToDo:
                 "anomaly maps of padim on folder",
                 "leaderboard of folder",
                 "figures of folder",
+                "summary of all leaderboards",
             }  # fmt: skip
         finally:
             repository.write("algorithms/padim.yaml", before)

@@ -11,8 +11,6 @@ rule train:
         stamp="results/models/{algorithm}/{dataset}/{category}/seed{seed}/provenance.json",
     log:
         "results/logs/train/{algorithm}/{dataset}/{category}/seed{seed}.log",
-    benchmark:
-        "results/benchmarks/train/{algorithm}/{dataset}/{category}/seed{seed}.tsv"
     conda:
         "../envs/visionad.yaml"
     threads: 1
@@ -20,7 +18,7 @@ rule train:
         mem_mb=4000,
         gpu=USES_GPU,
     params:
-        stage=STAGE,
+        stage=WARM,
     message:
         "training {wildcards.algorithm} on {wildcards.dataset}/{wildcards.category}, seed {wildcards.seed}"
     shell:
@@ -36,8 +34,6 @@ rule predict:
         stamp="results/maps/{algorithm}/{dataset}/{category}/seed{seed}.provenance.json",
     log:
         "results/logs/predict/{algorithm}/{dataset}/{category}/seed{seed}.log",
-    benchmark:
-        "results/benchmarks/predict/{algorithm}/{dataset}/{category}/seed{seed}.tsv"
     retries: 1
     conda:
         "../envs/visionad.yaml"
@@ -46,7 +42,7 @@ rule predict:
         mem_mb=3000,
         gpu=USES_GPU,
     params:
-        stage=STAGE,
+        stage=WARM,
     message:
         "predicting {wildcards.algorithm} on {wildcards.dataset}/{wildcards.category}, seed {wildcards.seed}"
     shell:
@@ -67,15 +63,13 @@ rule evaluate:
         stamp="results/metrics/{algorithm}/{dataset}/{category}/seed{seed}/provenance.json",
     log:
         "results/logs/evaluate/{algorithm}/{dataset}/{category}/seed{seed}.log",
-    benchmark:
-        "results/benchmarks/evaluate/{algorithm}/{dataset}/{category}/seed{seed}.tsv"
     conda:
         "../envs/visionad.yaml"
     threads: 1
     resources:
         mem_mb=2000,
     params:
-        stage=STAGE,
+        stage=WARM,
     message:
         "evaluating {wildcards.algorithm} on {wildcards.dataset}/{wildcards.category}, seed {wildcards.seed}"
     shell:

@@ -1,12 +1,20 @@
 # What all rules share: the plan of this run, and inputs that translate its fingerprints.
+import atexit
+import functools
+import os
+import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 from snakemake.utils import validate
 
 sys.path.insert(0, workflow.basedir)
 
 from params.reading import ParamsError
+from stages import warm
 from workflow import plan as planning
 
 config = planning.typed(config)
@@ -16,24 +24,85 @@ try:
 except ParamsError as error:
     raise WorkflowError(str(error))
 
-# One run at a time; dry runs, reports and lints may look on meanwhile.
-try:
-    LOCK, LOCKED_OUT = planning.lock(), None
-    PLAN.write()
-except ParamsError as error:
-    LOCK, LOCKED_OUT = None, str(error)
+# One run at a time; dry runs, reports and lints may look on meanwhile. The jobs that a cluster
+# starts read this file, too, and leave the plan to the process that sent them.
+LOCK, LOCKED_OUT = None, None
+if workflow.is_main_process:
+    try:
+        LOCK = planning.lock()
+    except ParamsError as error:
+        LOCKED_OUT = str(error)
+
+
+@functools.cache
+def prepare():
+    """Translate the plan for Snakemake, once it is known what Snakemake is to do.
+
+    That is not known while it reads this file, but when it asks for the first job's inputs.
+    """
+    settings = workflow.dag_settings
+    runs = workflow.executor_plugin is not None and not workflow.dryrun and not workflow.touch
+    PLAN.force(lambda job: is_forced(job, settings))
+    if LOCK is not None:
+        if runs:
+            PLAN.keep()
+            back = PLAN.restore()
+            if back:
+                logger.info(f"Restored {len(back)} finished results from {planning.STORE}/.")
+        PLAN.write()
+        if runs:
+            atexit.register(finish)
+    if PLAN.other_versions:
+        logger.warning(planning.versions_warning(PLAN.other_versions))
+    if not runs and PLAN.restorable:
+        logger.info(
+            f"{len(PLAN.restorable)} results will come from {planning.STORE}/, without a job."
+        )
+
+
+def finish():
+    """Keep the store under its cap and record results for DVC, at the end of any real run.
+
+    Not in `onsuccess`, which a run with nothing to do never reaches: an edit may have changed what
+    DVC compares, a comment say, and no result. DVC records by itself what it runs.
+    """
+    PLAN.collect()
+    if RUN.pipeline.record and "DVC_STAGE" not in os.environ:
+        subprocess.run([sys.executable, "-m", "workflow.record"], cwd=workflow.basedir)
+
+
+def is_forced(job, settings):
+    """Tell whether --forceall, --forcerun (a rule or a file) or --force (targets) names a job."""
+    if settings.forceall:
+        return True
+    named = set(settings.forcerun)
+    if settings.forcetargets:
+        named |= set(settings.targets or ["all"])
+    return job.stage in named or not named.isdisjoint(job.outputs.values())
 
 
 onstart:
     if LOCKED_OUT:
         raise WorkflowError(LOCKED_OUT)
+    saved = sum(SAVES.get(job.rule.name, 0) for job in workflow.dag.needrun_jobs())
+    if WARM != STAGE and workflow.local_exec and saved > SERVER_SECONDS:
+        SERVER.append(warm.start(SOCKET))
 
 
 validate(config, "../schemas/benchmark.schema.json", set_default=False)
 
-# The interpreter that runs Snakemake has the packages that stages need.
-STAGE = f"{sys.executable} -m stages"
 RUN = PLAN.run.benchmark
+# The interpreter that runs Snakemake has the packages that stages need. Stages that import torch
+# are forked, on a CPU, from one process that has done so (stages/warm.py); without a server, which
+# runs as long as this process, the same words start them one by one.
+STAGE = shlex.join([sys.executable, "-m", "stages"])
+SERVER, SOCKET = [], Path(planning.PLAN_FOLDER, "warm.sock")
+WARM = STAGE
+if workflow.is_main_process and RUN.pipeline.warm and warm.serves(RUN.device):
+    WARM = shlex.join([*warm.command(SOCKET), "stages"])
+# Seconds that a server saves a job; it costs some itself.
+SAVES = {"features": 3, "train": 3, "predict": 3, "learning": 3, "evaluate": 0.6, "sheet": 0.6}
+SERVER_SECONDS = 5
 USES_GPU = int(RUN.device != "cpu")
 
 
@@ -58,6 +127,7 @@ def files(stage):
     """
 
     def inputs(wildcards):
+        prepare()
         job = job_of(stage, wildcards)
         paths = [path for group in job.inputs.values() for path in group]
         paths += [above.outputs["provenance"] for above in job.upstream]
@@ -65,9 +135,20 @@ def files(stage):
             return [ancient(path) for path in dict.fromkeys(paths)]
         if PLAN.valid[job.name]:
             return []
-        return list(dict.fromkeys(paths + [job.outputs["provenance"] for job in job.waits_for]))
+        # What a dry run sees: not there, and yet no job will make it.
+        absent = {path for one in PLAN.restorable.values() for path in one.outputs.values()}
+        paths += [one.outputs["provenance"] for one in job.waits_for]
+        return [path for path in dict.fromkeys(paths) if path not in absent]
 
     return inputs
+
+
+def everything(wildcards):
+    """Input function of `all`: what every job makes, but for what the store will bring back."""
+    prepare()
+    return [
+        job.outputs["provenance"] for job in PLAN.jobs.values() if job.name not in PLAN.restorable
+    ]
 
 
 def job_of(stage, wildcards):

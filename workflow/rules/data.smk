@@ -9,8 +9,6 @@ rule demo_data:
         stamp="data/{dataset}/{category}.provenance.json",
     log:
         "results/logs/demo_data/{dataset}/{category}.log",
-    benchmark:
-        "results/benchmarks/demo_data/{dataset}/{category}.tsv"
     conda:
         "../envs/visionad.yaml"
     threads: 1
@@ -33,8 +31,6 @@ rule index:
         stamp="results/index/{dataset}/{category}.provenance.json",
     log:
         "results/logs/index/{dataset}/{category}.log",
-    benchmark:
-        "results/benchmarks/index/{dataset}/{category}.tsv"
     conda:
         "../envs/visionad.yaml"
     threads: 1
@@ -57,8 +53,6 @@ rule check:
         stamp="results/check/{dataset}/provenance.json",
     log:
         "results/logs/check/{dataset}.log",
-    benchmark:
-        "results/benchmarks/check/{dataset}.tsv"
     conda:
         "../envs/visionad.yaml"
     threads: 1
@@ -81,8 +75,6 @@ rule features:
         stamp="results/features/{backbone}/{dataset}/{category}.provenance.json",
     log:
         "results/logs/features/{backbone}/{dataset}/{category}.log",
-    benchmark:
-        "results/benchmarks/features/{backbone}/{dataset}/{category}.tsv"
     retries: 1
     conda:
         "../envs/visionad.yaml"
@@ -91,7 +83,7 @@ rule features:
         mem_mb=2500,
         gpu=USES_GPU,
     params:
-        stage=STAGE,
+        stage=WARM,
     message:
         "features of {wildcards.dataset}/{wildcards.category} by {wildcards.backbone}"
     shell:

@@ -18,8 +18,6 @@ rule aggregate:
         stamp="results/leaderboard/{dataset}/provenance.json",
     log:
         "results/logs/aggregate/{dataset}.log",
-    benchmark:
-        "results/benchmarks/aggregate/{dataset}.tsv"
     conda:
         "../envs/visionad.yaml"
     threads: 1
@@ -48,8 +46,6 @@ rule figures:
         stamp="results/figures/{dataset}/leaderboard.provenance.json",
     log:
         "results/logs/figures/{dataset}.log",
-    benchmark:
-        "results/benchmarks/figures/{dataset}.tsv"
     conda:
         "../envs/visionad.yaml"
     threads: 1
@@ -61,6 +57,30 @@ rule figures:
         "figures of {wildcards.dataset}"
     shell:
         "{params.stage}.figures {input.job} --threads {threads} > {log} 2>&1"
+
+
+rule summary:
+    input:
+        job=".plan/summary.json",
+        files=files("summary"),
+    output:
+        metrics="results/summary/metrics.json",
+        means="results/summary/means.csv",
+        categories="results/summary/categories.csv",
+        stamp="results/summary/provenance.json",
+    log:
+        "results/logs/summary.log",
+    conda:
+        "../envs/visionad.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+    params:
+        stage=STAGE,
+    message:
+        "summary of all leaderboards"
+    shell:
+        "{params.stage}.summary {input.job} --threads {threads} > {log} 2>&1"
 
 
 rule sheet:
@@ -78,15 +98,13 @@ rule sheet:
         stamp="results/figures/{dataset}/sheets/{algorithm}.provenance.json",
     log:
         "results/logs/sheet/{algorithm}/{dataset}.log",
-    benchmark:
-        "results/benchmarks/sheet/{algorithm}/{dataset}.tsv"
     conda:
         "../envs/visionad.yaml"
     threads: 1
     resources:
         mem_mb=2000,
     params:
-        stage=STAGE,
+        stage=WARM,
     message:
         "anomaly maps of {wildcards.algorithm} on {wildcards.dataset}"
     shell:
@@ -108,8 +126,6 @@ rule learning:
         stamp="results/figures/{dataset}/learning/{algorithm}/{category}/seed{seed}.provenance.json",
     log:
         "results/logs/learning/{algorithm}/{dataset}/{category}/seed{seed}.log",
-    benchmark:
-        "results/benchmarks/learning/{algorithm}/{dataset}/{category}/seed{seed}.tsv"
     conda:
         "../envs/visionad.yaml"
     threads: 1
@@ -117,7 +133,7 @@ rule learning:
         mem_mb=4000,
         gpu=USES_GPU,
     params:
-        stage=STAGE,
+        stage=WARM,
     message:
         "{wildcards.algorithm} while it learns {wildcards.dataset}/{wildcards.category}"
     shell:
@@ -133,8 +149,6 @@ rule page:
         stamp="results/page/{page}.provenance.json",
     log:
         "results/logs/page/{page}.log",
-    benchmark:
-        "results/benchmarks/page/{page}.tsv"
     conda:
         "../envs/visionad.yaml"
     threads: 1
