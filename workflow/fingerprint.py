@@ -238,12 +238,18 @@ class Code:
             "visionad_metrics": root / "metrics",
         }
         self.cache = cache
+        self._paths: dict[str, Path | None] = {}
         self._closures: dict[str, frozenset[str]] = {}
         self._programs: dict[tuple[str, ...], Program] = {}
         self._read: dict[str, list[Any]] = {}
 
     def path(self, module: str) -> Path | None:
         """File of a repository module, or None if it is not one."""
+        if module not in self._paths:
+            self._paths[module] = self._find(module)
+        return self._paths[module]
+
+    def _find(self, module: str) -> Path | None:
         top = module.split(".")[0]
         if top not in self.packages:
             return None

@@ -49,13 +49,23 @@ class Job:
     # Digests of source data, by name. Of those named as DATA_PARTS a job below may see some only.
     data: dict[str, str | None] = field(default_factory=dict)
     sees: dict[str, frozenset[str]] = field(default_factory=dict)  # by name of a job above
-    part_contents: dict[str, Any] = field(default_factory=dict)  # what parts depend on, each
+    part_programs: dict[str, Program] = field(default_factory=dict)  # code of each part alone
     versions: dict[str, str] = field(init=False)  # of the packages that decide the result
     forced: bool = False  # asked for by --forcerun: parts are not kept
 
     def __post_init__(self) -> None:
-        self.versions = self.program.versions
+        self.own = self.program
+        if self.part_programs:  # the packages that parts import decide the whole
+            programs = (self.own, *self.part_programs.values())
+            versions = {k: v for program in programs for k, v in program.versions.items()}
+            self.program = replace(self.own, versions=versions)
+        self.set_versions(self.program.versions)
+
+    def set_versions(self, versions: dict[str, str]) -> None:
+        """Set the package versions that the result is to be made with, or was made with."""
+        self.versions = versions
         self._seen: dict[frozenset[str], str] = {}
+        self.__dict__.pop("parts", None)
 
     @property
     def name(self) -> str:
@@ -70,10 +80,16 @@ class Job:
     @cached_property
     def parts(self) -> dict[str, str]:
         """Fingerprints of parts that are kept while only others change."""
-        return {
-            name: digest([name, content, self.versions])
-            for name, content in self.part_contents.items()
-        }
+        common = {k: v for k, v in self.parameters.items() if k not in (*ADDRESSES, "metrics")}
+        above = sorted(self.above().values())
+        parts = {}
+        for name, program in self.part_programs.items():
+            packages = {*self.own.versions, *program.versions}
+            versions = {k: v for k, v in self.versions.items() if k in packages}
+            code = [self.own.digest, program.digest]
+            metric = self.parameters["metrics"][name]
+            parts[name] = digest([name, metric, common, code, versions, above])
+        return parts
 
     @property
     def fingerprint(self) -> str:
@@ -101,13 +117,11 @@ class Job:
         """Take over the package versions of an artefact that differs in nothing else."""
         if stamped is None or stamped.versions is None or stamped.versions == self.versions:
             return False
-        for versions in (stamped.versions, self.program.versions):
-            self.versions = versions
-            self.__dict__.pop("parts", None)
-            self._seen.clear()
-            if self.fingerprint == stamped.fingerprint:
-                break
-        return self.versions == stamped.versions
+        self.set_versions(stamped.versions)
+        if self.fingerprint == stamped.fingerprint and stamped.is_whole():
+            return True
+        self.set_versions(self.program.versions)
+        return False
 
     def text(self, device: str, store: str | None) -> str:
         """Contents of the job file."""
@@ -395,36 +409,30 @@ class Jobs:
     def _evaluate(self, predict: Job, index: Job, check: Job) -> Job:
         run, dataset = self.run, predict.key["dataset"]
         metrics = {name: metric.model_dump() for name, metric in run.metrics.items()}
-        common = {
-            "evaluation_size": self.protocol.evaluation_size,
-            "crop": self.protocol.crop,
-            "by_defect_type": run.by_defect_type,
-        }
         place = "results/metrics/" + "/".join(predict.key.values())
         outputs = {name: f"{place}/{name}.json" for name in metrics}
-        # A metric's code counts for its own part only; the packages it imports for all.
-        code = self.source.program("stages.evaluate")
-        catalogue = {
-            name: self.source.program(f"visionad_metrics.catalogue.{metric['metric']}")
-            for name, metric in metrics.items()
-        }
-        versions = {k: v for one in (code, *catalogue.values()) for k, v in one.versions.items()}
-        job = Job(
+        return Job(
             "evaluate",
             dict(predict.key),
-            {"metrics": metrics, **common, "root": run.datasets[dataset].root},
+            {
+                "metrics": metrics,
+                "evaluation_size": self.protocol.evaluation_size,
+                "crop": self.protocol.crop,
+                "by_defect_type": run.by_defect_type,
+                "root": run.datasets[dataset].root,
+            },
             {**outputs, "provenance": f"{place}/provenance.json"},
-            replace(code, versions=versions),
+            self.source.program("stages.evaluate"),
             inputs={"maps": [predict.outputs["maps"]], "index": [index.outputs["index"]]},
             upstream=[predict, index],
             waits_for=[check],
             sees={index.name: TRUTH},
+            # A metric's code counts for its own file only.
+            part_programs={
+                name: self.source.program(f"visionad_metrics.catalogue.{metric['metric']}")
+                for name, metric in metrics.items()
+            },
         )
-        above = sorted(job.above().values())
-        for name, metric in metrics.items():
-            digests = [code.digest, catalogue[name].digest]
-            job.part_contents[name] = [metric, common, digests, above]
-        return job
 
     def _learning(self, train: Job, index: Job) -> Job:
         metrics = {name: metric.model_dump() for name, metric in self.run.metrics.items()}

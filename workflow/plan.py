@@ -133,6 +133,7 @@ class Plan(Jobs):
         for job in self.jobs.values():  # upstream ones come first
             if asked(job) or any(above.forced for above in job.upstream):
                 job.forced = True
+                job.set_versions(job.program.versions)
                 self.valid[job.name] = False
         self.__dict__.pop("restorable", None)
         self._whole.clear()
@@ -150,16 +151,23 @@ class Plan(Jobs):
                 self.store.keep(stamp)
 
     def restore(self) -> list[Job]:
-        """Bring back from the store what it has, and return those jobs."""
+        """Bring back from the store what it has, and return those jobs.
+
+        Raises
+        ------
+        ParamsError
+            If that fails: the disk is full, say.
+        """
         back = []
         for name, job in self.restorable.items():
-            outputs = [
-                self.root / path for kind, path in job.outputs.items() if kind != "provenance"
-            ]
-            target = self.root / job.outputs["provenance"]
-            if self.store and self.store.restore(job.fingerprint, target, outputs):
-                self.valid[name] = True
-                back.append(job)
+            places = {kind: self.root / path for kind, path in job.outputs.items()}
+            target = places.pop("provenance")
+            try:
+                if self.store and self.store.restore(job.fingerprint, target, places.values()):
+                    self.valid[name] = True
+                    back.append(job)
+            except OSError as error:
+                raise ParamsError(f"{target}: cannot be restored from {STORE}/: {error}") from None
         self.__dict__.pop("restorable", None)
         self._whole.clear()
         return back

@@ -88,6 +88,7 @@ def record(root: Path = ROOT) -> tuple[list[str], list[str]]:
             for folder in folders:
                 (root / folder).mkdir(parents=True, exist_ok=True)
     repo = Repo(str(root))
+    # Not relinked: a copy out of DVC's cache in place of the result would cut the store's link.
     try:
         changed = repo.status()
         data = [
@@ -96,10 +97,10 @@ def record(root: Path = ROOT) -> tuple[list[str], list[str]]:
         stages = [name for name in changed if finished.get(name)]
         unfinished = [name for name, done in finished.items() if not done]
         if len(stages) > 3 and not unfinished and set(changed) <= {*finished, *data}:
-            repo.commit(None, force=True)  # one reading and writing of dvc.lock for all
+            repo.commit(None, force=True, relink=False)  # dvc.lock is read and written once
         else:
             for name in [*data, *stages]:
-                repo.commit(name, force=True)
+                repo.commit(name, force=True, relink=False)
     finally:
         repo.close()
     return [*data, *stages], unfinished

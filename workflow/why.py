@@ -18,6 +18,20 @@ from workflow.plan import CODE_FOLDER, Plan
 
 RECORDED_CODE = Path("results/code")
 MANY = 5  # so many of a kind are named, the rest counted
+LONG = 60  # a value's first characters are quoted
+# What a stamp says that a reason can be found in; older ones say less.
+SAID = ("parameters", "code", "versions", "data", "upstream")
+
+
+def quoted(value: Any) -> str:
+    """Write a value as JSON, or the beginning of it."""
+    text = json.dumps(value)
+    return text if len(text) <= LONG else f"{text[:LONG]}..."
+
+
+def is_names(value: Any) -> bool:
+    """Tell whether a value is a list of names, as of metrics."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
@@ -26,13 +40,17 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
         for key in [*new, *(key for key in old if key not in new)]:
             below = f"{path}.{key}" if path else str(key)
             if key not in old:
-                yield f"{below}: new, {json.dumps(new[key])}"
+                yield f"{below}: new, {quoted(new[key])}"
             elif key not in new:
-                yield f"{below}: gone, was {json.dumps(old[key])}"
+                yield f"{below}: gone, was {quoted(old[key])}"
             else:
                 yield from differences(old[key], new[key], below)
-    elif json.dumps(old) != json.dumps(new):
-        yield f"{path}: {json.dumps(old)} -> {json.dumps(new)}"
+    elif is_names(old) and is_names(new) and old != new:
+        words = [f"{name} added" for name in new if name not in old]
+        words += [f"{name} removed" for name in old if name not in new]
+        yield f"{path}: {', '.join(shortened(words)) or 'another order'}"
+    elif json.dumps(old) != json.dumps(new):  # 4 is not 4.0: neither is it in a fingerprint
+        yield f"{path}: {quoted(old)} -> {quoted(new)}"
 
 
 def changed_names(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
@@ -54,6 +72,15 @@ class Why:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.root = plan, plan.root
 
+    def place(self, path: Path) -> str:
+        """Write a path relative to the repository, if it lies there."""
+        return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
+
+    def module(self, name: str) -> str:
+        """Name a module's file."""
+        path = self.plan.source.path(name)
+        return self.place(path) if path else f"{name.replace('.', '/')}.py"  # deleted, maybe
+
     def code(self, job: Job, was: str) -> list[str]:
         """Name the functions in which the code differs from what it was."""
         new = self.plan.source.manifest(*job.program.modules)
@@ -67,65 +94,86 @@ class Why:
             return [f"code changed (what it was, {was[:12]}, is not known here)"]
         words = []
         for module in sorted({*old, *new}):
-            for word in changed_names(old.get(module, {}), new.get(module, {})):
-                path = self.plan.source.path(module)
-                place = path.relative_to(self.root) if path else module
+            if module not in old or module not in new:
+                verb = "used now" if module in new else "no longer used"
+                words.append(f"code: {self.module(module)}: {verb}")
+                continue
+            for word in changed_names(old[module], new[module]):
                 name, _, verb = word.rpartition(" ")
-                words.append(f"code: {place}: {name or 'top level'} {verb}")
-        return shortened(words)
+                words.append(f"code: {self.module(module)}: {name or 'top level'} {verb}")
+        return shortened(words) or ["code changed: the order of definitions"]
 
-    def data(self, job: Job) -> list[str]:
-        """Name the images that differ from those of the index that is there."""
+    def data(self, job: Job, old: Mapping[str, str | None]) -> list[str]:
+        """Name the images, or other source files, that differ from what the stamp says."""
         if job.stage != "index":
-            return [f"data: {name} changed" for name in job.data]
+            return [f"data: {name} changed" for name in job.data if old.get(name) != job.data[name]]
+        parts = " or ".join(part for part in job.data if old.get(part) != job.data[part])
+        before = self.indexed(job)
+        if before is None:
+            return [f"data: files below {parts} changed"]
+        from stages.index import find_images, find_masks
+
+        folder = self.root / job.parameters["root"] / job.key["category"]
+        hashes: dict[str, str] = {}
+        for part in DATA_PARTS:
+            hashes |= folder_hashes(folder, part, self.plan.cache)
+        now = {}  # what an index would list: other files may lie beside the images
+        for row in find_images(folder):
+            for name in (row.path, *(find_masks(folder, row) if row.label else ())):
+                now[name] = hashes.get(name, "")
+        words = [f"data: {self.place(folder)}/{word}" for word in changed_names(before, now)]
+        return shortened(words) or [f"data: a file below {parts} changed that is no image in use"]
+
+    def indexed(self, job: Job) -> dict[str, str] | None:
+        """Hashes of images and masks that the index lists; None if it is missing or broken."""
         from stages.artifacts.files import StageError
         from stages.artifacts.index import read_index
 
         try:
             table = read_index(self.root / job.outputs["index"])
         except StageError:
-            return ["images or masks changed"]
-        old = dict(zip(table["path"], table["sha256"], strict=True))
+            return None
+        found = dict(zip(table["path"], table["sha256"], strict=True))
         for masks, hashes in zip(table["masks"], table["mask_sha256"], strict=True):
-            old.update(zip(masks, hashes, strict=True))
-        folder = self.root / job.parameters["root"] / job.key["category"]
-        new: dict[str, str] = {}
-        for part in DATA_PARTS:
-            new |= folder_hashes(folder, part, self.plan.cache)
-        words = [f"data: {folder}/{word}" for word in changed_names(old, new)]
-        return shortened(words) or ["data: another file below train, test or ground_truth changed"]
+            found.update(zip(masks, hashes, strict=True))
+        return found
 
     def reasons(self, job: Job) -> tuple[list[str], list[Job]]:
         """Return a job's own reasons to run, and the jobs above it that are a reason."""
         stamp = self.plan.stamps[job.name]
         if job.forced:
-            return ["asked for by --forcerun"], []
+            above = [one for one in job.upstream if one.forced]
+            return ([] if above else ["asked for by --forcerun"]), above
         if stamp is None:
-            return [f"never made, or removed: no {job.outputs['provenance']}"], []
+            path = job.outputs["provenance"]
+            there = (self.root / path).exists()
+            return [f"cannot be read: {path}" if there else f"not there: {path}"], []
         if stamp.fingerprint == job.fingerprint:
             return [] if stamp.is_whole() else [f"missing or cut short: {self.broken(stamp)}"], []
-        data = stamp.data
-        old, new = data.get("parameters", {}), job.parameters
-        words = [
-            f"parameter {word}"
-            for word in differences(
-                {key: value for key, value in old.items() if key not in ADDRESSES},
-                {key: value for key, value in new.items() if key not in ADDRESSES},
+        stamped = stamp.data
+        old, new = (
+            {key: value for key, value in parameters.items() if key not in ADDRESSES}
+            # As a stamp has them: lists, and keys that are text.
+            for parameters in (
+                stamped.get("parameters", {}),
+                json.loads(json.dumps(job.parameters)),
             )
-        ]
-        words = shortened(words)
-        if data.get("code") != job.program.digest:
-            words += self.code(job, str(data.get("code")))
-        for name in sorted({*(data.get("versions") or {}), *job.versions}):
-            before, now = (data.get("versions") or {}).get(name), job.versions.get(name)
+        )
+        words = shortened([f"parameter {word}" for word in differences(old, new)])
+        if stamped.get("code") != job.program.digest:
+            words += self.code(job, str(stamped.get("code")))
+        if missing := [name for name in SAID if name not in stamped]:
+            return [*words, f"made by an older version, whose stamp lacks {', '.join(missing)}"], []
+        versions = stamped["versions"]
+        for name in sorted({*versions, *job.versions}):
+            before, now = versions.get(name, "not used"), job.versions.get(name, "not used")
             if before != now:
-                words.append(f"package {name}: {before or 'absent'} -> {now or 'absent'}")
-        if (data.get("data") or {}) != job.data:
-            words += self.data(job)
-        before, seen = data.get("upstream") or {}, job.above()
+                words.append(f"package {name}: {before} -> {now}")
+        if stamped["data"] != job.data:
+            words += self.data(job, stamped["data"])
+        before, seen = stamped["upstream"], job.above()
         above = [one for one in job.upstream if before.get(one.name) != seen[one.name]]
-        gone = [name for name in before if name not in seen]
-        words += shortened([f"no longer uses {name}" for name in gone])
+        words += shortened([f"no longer reads {name}" for name in before if name not in seen])
         if not words and not above:
             words = self.part_reasons(job)
         return words, above
@@ -141,12 +189,12 @@ class Why:
                 current = False
             if not current:
                 words.append(f"code of the metric {name} changed")
-        return words or ["made by another version of the plan"]
+        return words or ["made by another version of workflow/jobs.py"]
 
     def broken(self, stamp: Stamp) -> str:
         """Name an artefact's files that are missing or have another size."""
         bad = [
-            str(path.relative_to(self.root))
+            self.place(path)
             for path, size in zip(stamp.places(), stamp.files.values(), strict=True)
             if not path.is_file() or path.stat().st_size != size
         ]
@@ -169,20 +217,21 @@ class Why:
         return lines
 
     def _explain(self, job: Job, indent: str, lines: list[str], seen: set[str]) -> None:
+        """Explain a job, and indented what above it is a reason."""
         if self.plan.valid[job.name]:
-            lines.append(f"{indent}{job.name}: valid, need not run")
-            return
-        if job.name in self.plan.restorable:
-            lines.append(f"{indent}{job.name}: need not run, the store has its result")
-            return
-        if job.name in seen:
+            state = "made anew since" if indent else "valid, need not run"
+            lines.append(f"{indent}{job.name}: {state}")
+        elif job.name in self.plan.restorable:
+            state = "made anew since, and in" if indent else "need not run, its result is in"
+            lines.append(f"{indent}{job.name}: {state} the store")
+        elif job.name in seen:
             lines.append(f"{indent}{job.name}: see above")
-            return
-        seen.add(job.name)
-        words, above = self.reasons(job)
-        lines.append(f"{indent}{job.name}:")
-        lines += [f"{indent}  {word}" for word in words]
-        for one in above[:MANY]:
-            self._explain(one, indent + "  ", lines, seen)
-        if len(above) > MANY:
-            lines.append(f"{indent}  ... and {len(above) - MANY} more above it")
+        else:
+            seen.add(job.name)
+            words, above = self.reasons(job)
+            lines.append(f"{indent}{job.name}:")
+            lines += [f"{indent}  {word}" for word in words]
+            for one in above[:MANY]:
+                self._explain(one, indent + "  ", lines, seen)
+            if len(above) > MANY:
+                lines.append(f"{indent}  ... and {len(above) - MANY} more above it")

@@ -72,6 +72,7 @@ class Store:
             return False
         temporary = self.folder / f".{stamp.fingerprint}.tmp-{os.getpid()}"
         try:
+            remove(temporary)  # of a killed process that had this one's number
             temporary.mkdir(parents=True)
             for number, path in enumerate(stamp.places()):
                 _place(path, temporary / str(number))
@@ -110,14 +111,17 @@ class Store:
         Returns
         -------
         bool
-            False if the store does not have it.
+            False if the store does not have it, or has it with files beside `outputs`; such an
+            entry is dropped.
         """
         stamp = self.read(fingerprint)
         if stamp is None:
             return False
         entry, old = self.folder / fingerprint, read_stamp(target)
-        new, allowed = Stamp(target, fingerprint, stamp.files, stamp.data), list(outputs)
+        new = Stamp(target, fingerprint, stamp.files, stamp.data)
+        allowed = [Path(os.path.normpath(path)) for path in outputs]
         if not all(any(path.is_relative_to(place) for place in allowed) for path in new.places()):
+            remove(entry)
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
@@ -133,15 +137,14 @@ class Store:
         os.utime(entry)  # used: the last to be collected
         return True
 
-    def touch(self, fingerprints: Iterable[str]) -> None:
-        """Note that entries are in use."""
-        for fingerprint in fingerprints:
-            os.utime(self.folder / fingerprint)
-
     def size(self, fingerprint: str) -> int:
-        """Bytes that removing an entry would free: links to files elsewhere count nothing."""
+        """Bytes that removing an entry would free: links to files elsewhere count nothing.
+
+        Nor does its stamp: for so little, nothing that is linked shall go.
+        """
         with os.scandir(self.folder / fingerprint) as files:
-            return sum(status.st_size for file in files if (status := file.stat()).st_nlink == 1)
+            found = [file.stat() for file in files if file.name != STAMP]
+        return sum(status.st_size for status in found if status.st_nlink == 1)
 
     def collect(self, cap: float, in_use: Iterable[str] = ()) -> Collected:
         """Remove entries until the store takes at most ``cap`` bytes.

@@ -271,6 +271,14 @@ class TestEdits:
         regions.write_text(regions.read_text() + "x = 1\n")
         assert changed(last, parts()) == {"aupro", "pl"}
 
+    def test_a_new_metric_leaves_the_others_alone(self, repository):
+        """Though it imports packages that they do not."""
+        name = "evaluate/padim/folder/bolt/seed0"
+        few = repository.plan(metrics=["image_auroc", "pixel_auroc"]).jobs[name]
+        more = repository.plan(metrics=["image_auroc", "pixel_auroc", "aupro"]).jobs[name]
+        assert set(more.versions) > set(few.versions)
+        assert {k: v for k, v in more.parts.items() if k != "aupro"} == few.parts
+
     def test_weights_count_by_content(self, repository):
         weights = repository.root / "weights.pth"
         weights.write_bytes(b"one")

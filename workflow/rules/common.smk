@@ -46,14 +46,18 @@ def prepare():
     if LOCK is not None:
         if runs:
             PLAN.keep()
-            back = PLAN.restore()
+            try:
+                back = PLAN.restore()
+            except ParamsError as error:
+                raise WorkflowError(str(error))
             if back:
                 logger.info(f"Restored {len(back)} finished results from {planning.STORE}/.")
         PLAN.write()
         if runs:
             atexit.register(finish)
-    if PLAN.other_versions:
-        logger.warning(planning.versions_warning(PLAN.other_versions))
+    kept = [job for job in PLAN.other_versions if not job.forced]
+    if kept:
+        logger.warning(planning.versions_warning(kept))
     if not runs and PLAN.restorable:
         logger.info(
             f"{len(PLAN.restorable)} results will come from {planning.STORE}/, without a job."
