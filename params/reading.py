@@ -302,9 +302,11 @@ def _categories(
 ) -> list[str]:
     place = root / dataset.root
     known = dataset.categories
+    pointer = place.with_name(f"{place.name}.dvc")
+    if not place.is_dir() and (known is None or pointer.is_file()):
+        remedy = f"; {pointer.name} is there: run dvc pull" if pointer.is_file() else ""
+        raise ParamsError(f"datasets.{name}: root {place} is not a folder{remedy}")
     if known is None:
-        if not place.is_dir():
-            raise ParamsError(f"datasets.{name}: root {place} is not a folder")
         known = sorted(
             path.name for path in place.iterdir() if path.is_dir() and path.name[0] != "."
         )

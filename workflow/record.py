@@ -22,6 +22,7 @@ from workflow.plan import Plan
 
 # What dvc.yaml depends on, and what its stages make.
 SOURCES = ("params", "stages", "algorithms", "metrics/visionad_metrics", "workflow", "data")
+FILES = ("dvc.lock", "dvc.yaml", "constraints.txt")
 RESULTS = ("results/plan", "results/code", *(f for _, made in STAGES.values() for f in made))
 
 
@@ -46,7 +47,7 @@ def signature(root: Path) -> str:
     """Digest of all that dvc.lock is about, by sizes and times, and of dvc.lock itself."""
     texts = [
         path.read_text(encoding="utf-8") if path.is_file() else ""
-        for path in (root / "dvc.lock", root / "dvc.yaml", *sorted(root.glob("data/*.dvc")))
+        for path in (*(root / name for name in FILES), *sorted(root.glob("data/*.dvc")))
     ]
     return digest([texts, sorted(set(_files(root)))])
 
@@ -96,11 +97,12 @@ def record(root: Path = ROOT) -> tuple[list[str], list[str]]:
         ]
         stages = [name for name in changed if finished.get(name)]
         unfinished = [name for name, done in finished.items() if not done]
+        targets: list[str | None] = [*stages]
         if len(stages) > 3 and not unfinished and set(changed) <= {*finished, *data}:
-            repo.commit(None, force=True, relink=False)  # dvc.lock is read and written once
-        else:
-            for name in [*data, *stages]:
-                repo.commit(name, force=True, relink=False)
+            targets = [None]  # all: dvc.lock is read and written once
+        # Data first: `plan` depends on data/, and so on the .dvc files in it.
+        for target in [*data, *targets]:
+            repo.commit(target, force=True, relink=False)
     finally:
         repo.close()
     return [*data, *stages], unfinished

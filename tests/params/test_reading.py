@@ -217,8 +217,16 @@ class TestCategories:
             self.run_with(root)
 
     def test_missing_root(self, root):
-        assert f"datasets.folder: root {root / 'data/folder'} is not a folder" in fails(
-            root, self.FOLDER
+        message = fails(root, self.FOLDER)
+        assert message == f"datasets.folder: root {root / 'data/folder'} is not a folder"
+
+    @pytest.mark.parametrize("name", ["folder", "mvtec_ad"])  # found in the folder; known before
+    def test_root_that_dvc_has_not_pulled(self, root, name):
+        (root / "data").mkdir()
+        (root / f"data/{name}.dvc").write_text(f"outs: [{{path: {name}}}]\n")
+        assert fails(root, {**RANDOM, "datasets": {name: "all"}}) == (
+            f"datasets.{name}: root {root / 'data' / name} is not a folder; "
+            f"{name}.dvc is there: run dvc pull"
         )
 
     def test_folder_that_is_no_name(self, root):

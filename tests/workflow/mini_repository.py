@@ -19,7 +19,7 @@ from workflow.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("stages", "algorithms", "metrics", "params", "workflow", "profiles", "Snakefile",
-         "pyproject.toml", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config",
+         "pyproject.toml", "constraints.txt", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config",
          ".dvc/.gitignore", "data/.gitignore", "results/.gitignore")  # fmt: skip
 SIZE = 64
 PRESET = {

@@ -448,13 +448,17 @@ class TestMvtec:
 
 def test_stages_that_need_no_torch_do_not_import_it():
     """Each would cost seconds, a thousand times."""
-    light = ("check", "index", "demo_data", "evaluate", "aggregate", "figures", "sheet", "page")
+    light = ("check", "index", "demo_data", "evaluate", "aggregate", "figures", "sheet", "page",
+             "summary", "warm")  # fmt: skip
     heavy = ("features", "train", "predict")  # they import it when they run, not for --help
     code = (
         "import importlib, sys\n"
         f"for name in {[*light, *heavy]!r}:\n"
         "    importlib.import_module(f'stages.{name}')\n"
         "    assert not {'torch', 'timm'} & set(sys.modules), name\n"
+        "for name in ('plan', 'make', 'record', 'why', 'compare', 'show'):\n"
+        "    importlib.import_module(f'workflow.{name}')\n"
+        "    assert not {'torch', 'timm', 'dvc'} & set(sys.modules), name\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'metrics'}"}
     done = subprocess.run(
