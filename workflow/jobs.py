@@ -599,7 +599,7 @@ class Jobs:
                 "settings": {d: self._settings(d) for d in run.datasets},
                 "budget_seconds": run.benchmark.budget.train_seconds,
             },
-            {"page": page.path, "provenance": f"results/page/{name}.provenance.json"},
+            {"page": page.path, "provenance": f"results/figures/page/{name}.provenance.json"},
             self.source.program("stages.page"),
             inputs=inputs,
             upstream=aggregates,

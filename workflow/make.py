@@ -30,10 +30,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "predict": (("predict",), ("results/maps",)),
     "evaluate": (("evaluate",), ("results/metrics",)),
     "aggregate": (("aggregate", "summary"), ("results/leaderboard", "results/summary")),
-    "figures": (
-        ("figures", "sheet", "learning", "page"),
-        ("results/figures", "results/page"),
-    ),
+    "figures": (("figures", "sheet", "learning", "page"), ("results/figures",)),
 }
 BY_ALGORITHM = ("train", "predict", "evaluate")
 PLAN, CODE = Path("results/plan"), Path("results/code")

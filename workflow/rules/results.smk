@@ -146,7 +146,7 @@ rule page:
         files=files("page"),
     output:
         page="docs/{page}.md",
-        stamp="results/page/{page}.provenance.json",
+        stamp="results/figures/page/{page}.provenance.json",
     log:
         "results/logs/page/{page}.log",
     conda:
