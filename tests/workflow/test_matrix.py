@@ -198,16 +198,16 @@ ROWS = {
     "the leaderboard's layout": Row(
         append("stages/aggregate.py", "\nUNUSED = 1\n"), LATE
     ),
-    "a caption of the report": Row(append("workflow/report/figure.rst", "More.\n"), NOTHING),
+    "a caption of the report": Row(append("workflow/report/figure.rst", "More.\n"), NOTHING, quick=True),
     "a comment, a docstring, formatting": Row(comments, NOTHING, quick=True),
-    "a YAML comment and the order of keys": Row(yaml_order, NOTHING),
+    "a YAML comment and the order of keys": Row(yaml_order, NOTHING, quick=True),
     "touched files": Row(touch, NOTHING, quick=True),
     "a deleted result": Row(remove(MAPS), NOTHING, quick=True),
     "a result cut short": Row(cut_short, NOTHING),
     "a result cut short together with the store's copy": Row(
         cut_in_place, {"predict/padim/folder/bolt/seed0"}
     ),
-    "`rm -rf results`": Row(remove("results"), NOTHING),
+    "`rm -rf results`": Row(remove("results"), NOTHING, quick=True),
     "a parameter set back": Row(
         lambda r: r.git("checkout", "--quiet", "HEAD~1", "--", "params"),
         NOTHING,

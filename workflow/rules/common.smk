@@ -30,6 +30,9 @@ LOCK, LOCKED_OUT = None, None
 if workflow.is_main_process:
     try:
         LOCK = planning.lock()
+        # Snakemake's marks of what a killed run was at: stamps know that, and know what was finished.
+        for mark in Path(".snakemake/incomplete").glob("*"):
+            mark.unlink()
     except ParamsError as error:
         LOCKED_OUT = str(error)
 
