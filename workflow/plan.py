@@ -50,6 +50,12 @@ class Plan(Jobs):
         self.valid = {name: self._is_valid(job) for name, job in self.jobs.items()}
         self._whole: dict[str, bool] = {}
 
+    def _forget(self) -> None:
+        """Forget what follows from validity."""
+        for name in ("restorable", "absent"):
+            self.__dict__.pop(name, None)
+        self._whole.clear()
+
     def _is_valid(self, job: Job) -> bool:
         stamp = self.stamps[job.name]
         return stamp is not None and stamp.fingerprint == job.fingerprint and stamp.is_whole()
@@ -63,6 +69,11 @@ class Plan(Jobs):
             for name, job in self.jobs.items()
             if not self.valid[name] and not job.forced and job.fingerprint in kept
         }
+
+    @cached_property
+    def absent(self) -> set[str]:
+        """Paths of what is not there, and yet no job will make: a dry run restores nothing."""
+        return {path for job in self.restorable.values() for path in job.outputs.values()}
 
     @property
     def fingerprints(self) -> set[str]:
@@ -135,8 +146,7 @@ class Plan(Jobs):
                 job.forced = True
                 job.set_versions(job.program.versions)
                 self.valid[job.name] = False
-        self.__dict__.pop("restorable", None)
-        self._whole.clear()
+        self._forget()
 
     def keep(self) -> None:
         """Take what lies in ``results/`` into the store, before anything overwrites it.
@@ -168,8 +178,7 @@ class Plan(Jobs):
                     back.append(job)
             except OSError as error:
                 raise ParamsError(f"{target}: cannot be restored from {STORE}/: {error}") from None
-        self.__dict__.pop("restorable", None)
-        self._whole.clear()
+        self._forget()
         return back
 
     def collect(self) -> None:

@@ -332,7 +332,12 @@ def run_stages(name: str, settings: Settings, folder: Path, types: tuple[str, ..
         "fingerprint": "a fingerprint",
         "parts": {},
         "code": "",
+        "versions": {},
+        "data": {},
+        "upstream": {},
+        "forced": False,
         "device": "cpu",
+        "store": None,
     }
     outputs = {"model": folder / "model", "training": folder / "training.json"}
     write_json(

@@ -277,7 +277,7 @@ class TestConfiguration:
         for part in parts:
             assert part in done.stderr + done.stdout
         assert "Traceback" not in done.stderr + done.stdout
-        assert not (repository.root / "results").exists()
+        assert [path.name for path in (repository.root / "results").iterdir()] == [".gitignore"]
 
 
 class TestDamagedArtifacts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -62,27 +63,26 @@ class TestStages:
                 assert any(path.startswith(f"{folder}/") for folder in folders), path
 
 
+@pytest.fixture(scope="module")
+def edited(recorded, tmp_path_factory) -> tuple[Repository, dict[str, Any]]:
+    target = tmp_path_factory.mktemp("edited") / "copy"
+    subprocess.run(["cp", "-a", str(recorded.root), str(target)], check=True)
+    repository = Repository(target)
+    before = repository.plan()
+    repository.edit("algorithms/padim.yaml", parameters={"sigma": 1.0})
+    status = said(repository, "status")
+    one = succeeds(repository.dvc("repro", "evaluate@padim"))
+    rest = succeeds(repository.dvc("repro"))
+    after = repository.plan()
+    return repository, {
+        "status": status,
+        "one": ran(one, before, after),
+        "rest": ran(rest, before, after),
+    }
+
+
 class TestCommands:
     """One edit, seen through DVC's commands."""
-
-    @pytest.fixture(scope="class")
-    def edited(self, recorded, tmp_path_factory) -> tuple[Repository, dict[str, Any]]:
-        import subprocess
-
-        target = tmp_path_factory.mktemp("edited") / "copy"
-        subprocess.run(["cp", "-a", str(recorded.root), str(target)], check=True)
-        repository = Repository(target)
-        before = repository.plan()
-        repository.edit("algorithms/padim.yaml", parameters={"sigma": 1.0})
-        status = said(repository, "status")
-        one = succeeds(repository.dvc("repro", "evaluate@padim"))
-        rest = succeeds(repository.dvc("repro"))
-        after = repository.plan()
-        return repository, {
-            "status": status,
-            "one": ran(one, before, after),
-            "rest": ran(rest, before, after),
-        }
 
     def test_status_names_the_parameter(self, edited):
         changed = edited[1]["status"]["train@padim"]

@@ -31,8 +31,9 @@ if workflow.is_main_process:
     try:
         LOCK = planning.lock()
         # Snakemake's marks of what a killed run was at: stamps know that, and know what was finished.
-        for mark in Path(".snakemake/incomplete").glob("*"):
-            mark.unlink()
+        for mark in Path(".snakemake/incomplete").rglob("*"):
+            if mark.is_file():
+                mark.unlink()
     except ParamsError as error:
         LOCKED_OUT = str(error)
 
@@ -92,7 +93,7 @@ onstart:
     if LOCKED_OUT:
         raise WorkflowError(LOCKED_OUT)
     saved = sum(SAVES.get(job.rule.name, 0) for job in workflow.dag.needrun_jobs())
-    if WARM != STAGE and workflow.local_exec and saved > SERVER_SECONDS:
+    if WARM != STAGE and workflow.local_exec and saved / workflow.cores > SERVER_SECONDS:
         SERVER.append(warm.start(SOCKET))
 
 
@@ -107,9 +108,9 @@ SERVER, SOCKET = [], Path(planning.PLAN_FOLDER, "warm.sock")
 WARM = STAGE
 if workflow.is_main_process and RUN.pipeline.warm and warm.serves(RUN.device):
     WARM = shlex.join([*warm.command(SOCKET), "stages"])
-# Seconds that a server saves a job; it costs some itself.
+# Seconds that a server saves a job, on one core; it costs some itself.
 SAVES = {"features": 3, "train": 3, "predict": 3, "learning": 3, "evaluate": 0.6, "sheet": 0.6}
-SERVER_SECONDS = 5
+SERVER_SECONDS = 4
 USES_GPU = int(RUN.device != "cpu")
 
 
@@ -142,10 +143,8 @@ def files(stage):
             return [ancient(path) for path in dict.fromkeys(paths)]
         if PLAN.valid[job.name]:
             return []
-        # What a dry run sees: not there, and yet no job will make it.
-        absent = {path for one in PLAN.restorable.values() for path in one.outputs.values()}
         paths += [one.outputs["provenance"] for one in job.waits_for]
-        return [path for path in dict.fromkeys(paths) if path not in absent]
+        return [path for path in dict.fromkeys(paths) if path not in PLAN.absent]
 
     return inputs
 
