@@ -100,6 +100,8 @@ class Repository:
         """Put the copy under version control, images by DVC; keep and record results."""
         self.edit("presets/tiny.yaml", pipeline={"record": True, "store_gb": 1})
         self.git("init", "--quiet", "--initial-branch", "main")
+        for key in ("name", "email"):  # DVC commits, too
+            self.git("config", f"user.{key}", "test@example.org")
         done = self.dvc("add", "--quiet", "data/parts")
         assert done.returncode == 0, done.stderr
         self.commit("start")

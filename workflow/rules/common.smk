@@ -59,6 +59,8 @@ def prepare():
         PLAN.write()
         if runs:
             atexit.register(finish)
+    elif LOCKED_OUT:  # `onstart` refuses to run; where there seems nothing to do, it is not asked
+        logger.warning(LOCKED_OUT)
     kept = [job for job in PLAN.other_versions if not job.forced]
     if kept:
         logger.warning(planning.versions_warning(kept))
