@@ -318,10 +318,6 @@ class Code:
             self._programs[modules] = Program(modules, digest(trees), versions)
         return self._programs[modules]
 
-    def digest(self, *modules: str) -> str:
-        """Digest of the syntax trees of some modules and all they import."""
-        return self.program(*modules).digest
-
     def manifest(self, *modules: str) -> dict[str, dict[str, str]]:
         """Digests of all definitions of some modules and all they import, by module."""
         return {name: fact[2] for name, fact in self._all(modules).items()}

@@ -130,13 +130,12 @@ class Plan(Jobs):
             self._whole[job.name] = self.valid[job.name] and all(map(self.whole, job.upstream))
         return self._whole[job.name]
 
-    def targets(self, *stages: str, algorithm: str | None = None) -> list[str]:
-        """Stamps of the jobs of some stages (none: of all) and of one algorithm (None: of all)."""
+    def targets(self, *stages: str) -> list[str]:
+        """Stamps of all jobs of some stages; of all jobs, if none is named."""
         return [
             job.outputs["provenance"]
             for job in self.jobs.values()
-            if (not stages or job.stage in stages)
-            and (algorithm is None or job.key.get("algorithm") == algorithm)
+            if not stages or job.stage in stages
         ]
 
     def force(self, asked: Callable[[Job], bool]) -> None:

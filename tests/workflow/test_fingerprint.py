@@ -188,25 +188,25 @@ class TestCode:
         }
 
     def test_what_is_imported_counts(self, root, cache):
-        before = Code(root, cache).digest("stages.one")
+        before = Code(root, cache).program("stages.one").digest
         write(root, {"stages/sub/four.py": "x = 12\n"})
-        assert Code(root, cache).digest("stages.one") != before
+        assert Code(root, cache).program("stages.one").digest != before
 
     def test_what_is_not_imported_does_not(self, root, cache):
-        before = Code(root, cache).digest("stages.one")
+        before = Code(root, cache).program("stages.one").digest
         write(root, {"stages/five.py": "y = 12\n", "stages/six.py": ""})
-        assert Code(root, cache).digest("stages.one") == before
-        assert Code(root, cache).digest("stages.five") != before
+        assert Code(root, cache).program("stages.one").digest == before
+        assert Code(root, cache).program("stages.five").digest != before
 
     def test_comments_do_not_count(self, root, cache):
-        before = Code(root, cache).digest("stages.one")
+        before = Code(root, cache).program("stages.one").digest
         write(root, {"stages/sub/four.py": '"""Four."""\nx = 1  # one\n'})
-        assert Code(root, cache).digest("stages.one") == before
+        assert Code(root, cache).program("stages.one").digest == before
 
     def test_where_the_repository_lies_does_not_count(self, root, cache):
-        before = Code(root, cache).digest("stages.one")
+        before = Code(root, cache).program("stages.one").digest
         root.rename(root.with_name("elsewhere"))
-        assert Code(root.with_name("elsewhere"), cache).digest("stages.one") == before
+        assert Code(root.with_name("elsewhere"), cache).program("stages.one").digest == before
 
 
 @pytest.fixture(scope="module")
