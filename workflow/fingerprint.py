@@ -57,6 +57,12 @@ def replace_text(path: Path, text: str) -> None:
         raise
 
 
+def update_text(path: Path, text: str) -> None:
+    """Write a file as :func:`replace_text` does, unless it holds the text already."""
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        replace_text(path, text)
+
+
 class HashCache:
     """Remembers what was computed from a file as long as its size and times stay the same.
 

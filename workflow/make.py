@@ -17,7 +17,7 @@ from pathlib import Path
 
 from params.reading import ParamsError, read_yaml
 from stages.artifacts.files import remove
-from workflow.fingerprint import replace_text
+from workflow.fingerprint import update_text
 from workflow.jobs import ROOT, Job
 from workflow.plan import Plan, lock
 
@@ -83,9 +83,7 @@ def write_digests(plan: Plan) -> None:
         if path not in texts:
             texts[path] = json.dumps(plan.source.manifest(*job.program.modules), indent=1) + "\n"
     for path, text in texts.items():
-        file = plan.root / path
-        if not file.is_file() or file.read_text(encoding="utf-8") != text:
-            replace_text(file, text)
+        update_text(plan.root / path, text)
     for folder in (PLAN, CODE):
         for file in (plan.root / folder).rglob("*.json"):
             if file.relative_to(plan.root) not in texts:
@@ -118,14 +116,11 @@ def main() -> None:
         sys.exit(f"error: {error}")
     if (arguments.stage in BY_ALGORITHM) != (arguments.algorithm is not None):
         parser.error(f"an algorithm must be named for {', '.join(BY_ALGORITHM)}, and only there")
-    kinds, folders = STAGES[arguments.stage]
+    _, folders = STAGES[arguments.stage]
     for folder in folders:  # what DVC asks for must be there, if empty
         (ROOT / folder / (arguments.algorithm or "")).mkdir(parents=True, exist_ok=True)
-    jobs = [
-        job
-        for job in plan.jobs.values()
-        if job.stage in kinds and arguments.algorithm in (None, job.key.get("algorithm"))
-    ]
+    name = "@".join(filter(None, (arguments.stage, arguments.algorithm)))
+    jobs = stage_jobs(plan).get(name, [])
     if all(plan.valid[job.name] for job in jobs):
         print(f"{len(jobs)} results are valid: nothing to do")
         return

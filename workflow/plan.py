@@ -29,7 +29,7 @@ import yaml
 
 from params.reading import ParamsError
 from stages.artifacts.store import Store
-from workflow.fingerprint import replace_text
+from workflow.fingerprint import replace_text, update_text
 from workflow.jobs import FIELDS, PLAN_FOLDER, ROOT, Job, Jobs
 
 CODE_FOLDER = PLAN_FOLDER / "code"  # what the code was that a fingerprint covers, for --why
@@ -83,11 +83,11 @@ class Plan(Jobs):
     @property
     def stale(self) -> list[Job]:
         """Jobs that must run."""
-        return [
-            job
-            for name, job in self.jobs.items()
-            if not self.valid[name] and name not in self.restorable
-        ]
+        return [job for job in self.jobs.values() if self.must_run(job)]
+
+    def must_run(self, job: Job) -> bool:
+        """Tell whether a job's result is neither in its place nor in the store."""
+        return not self.valid[job.name] and job.name not in self.restorable
 
     def job(self, stage: str, wildcards: Mapping[str, str]) -> Job:
         """Find a job by its stage and Snakemake's wildcards."""
@@ -199,8 +199,7 @@ class Plan(Jobs):
         for name, job in self.jobs.items():
             path = self.root / job.file
             text = job.text(self.run.benchmark.device, store)
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                replace_text(path, text)
+            update_text(path, text)
             moment = VALID_JOB if self.valid[name] else STALE_JOB
             os.utime(path, (moment, moment))
             if not self.valid[name] and self.stamps[name] is not None:

@@ -202,7 +202,7 @@ class Why:
 
     def facts(self, job: Job) -> dict[str, Any]:
         """Lay out a job's reasons for programs."""
-        stale = not self.plan.valid[job.name] and job.name not in self.plan.restorable
+        stale = self.plan.must_run(job)
         words, above = self.reasons(job) if stale else ([], [])
         names = [one.name for one in above]
         return {"job": job.name, "must_run": stale, "reasons": words, "because_of": names}

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from tests.workflow.mini_repository import SIZE, Repository, make_repository
+from tests.workflow.running import succeeds
 
 pytestmark = pytest.mark.slow
 
@@ -59,11 +60,6 @@ os.replace = deadly
 def executed(done: Done) -> set[str]:
     """The messages of the jobs that a run, or a dry run, has started."""
     return set(re.findall(r"^Job \d+: (.+)$", done.stdout + done.stderr, re.MULTILINE))
-
-
-def succeeds(done: Done) -> Done:
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 def values(repository: Repository) -> list[dict]:
