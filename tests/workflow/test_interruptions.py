@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -101,6 +102,18 @@ def test_engine_killed_alone_leaves_no_worker_behind(copied: Copied):
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
     succeeds(repository.snakemake())
+    assert_clean(repository)
+
+
+def test_dead_socket_of_a_killed_run(copied: Copied):
+    """A run too small for a server of its own does not look for that of a killed one."""
+    repository = copied("dead")
+    path = repository.root / ".plan/warm.sock"
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(path))
+    assert path.exists()
+    succeeds(repository.snakemake("--force", "results/maps/padim/folder/bolt/seed0.h5"))
     assert_clean(repository)
 
 

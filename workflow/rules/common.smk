@@ -94,6 +94,7 @@ def is_forced(job, settings):
 onstart:
     if LOCKED_OUT:
         raise WorkflowError(LOCKED_OUT)
+    SOCKET.unlink(missing_ok=True)  # a killed run's: jobs would look for its server
     saved = sum(SAVES.get(job.rule.name, 0) for job in workflow.dag.needrun_jobs())
     if WARM != STAGE and workflow.local_exec and saved / workflow.cores > SERVER_SECONDS:
         SERVER.append(warm.start(SOCKET))
