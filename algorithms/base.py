@@ -34,6 +34,12 @@ class Context:
     n_train: int
     seed: int
     device: torch.device
+    members: int = 1  # backbones whose features a batch holds, one after the other
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # what images were normalised by
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    # Makes the backbone's network, pretrained, frozen, in eval mode: images (N, 3, H, W) -> a list
+    # of (N, C, h, w), one for each layer; with layers' numbers as arguments it ends after the last.
+    backbone: Callable[..., nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class Algorithm(ABC):
         What batches hold: cached ``features`` or ``images``.
     primary
         The (map method, score method) that the leaderboard shows.
+    builds_on_backbone
+        Whether an algorithm that reads images starts from a network, ``context.backbone()``.
     shuffle
         Whether training batches come in a new random order each epoch.
     prediction_parameters
@@ -62,6 +70,7 @@ class Algorithm(ABC):
 
     inputs: ClassVar[Literal["features", "images"]]
     primary: ClassVar[tuple[str, str]]
+    builds_on_backbone: ClassVar[bool] = False
     shuffle: ClassVar[bool] = True
     prediction_parameters: ClassVar[tuple[str, ...]] = ()
 
@@ -74,7 +83,10 @@ class Algorithm(ABC):
         """Learn from one pass; return losses by name. Fitting methods do all here, in one epoch."""
 
     def before_eval(self, loader: Loader) -> None:  # noqa: B027 - optional, empty by default
-        """Prepare for prediction after the last epoch; timed as training."""
+        """Prepare for prediction after the last epoch; timed as training.
+
+        Training may go on afterwards (the stage ``learning`` does that) and must not notice.
+        """
 
     @abstractmethod
     def predict(self, batch: Batch) -> Prediction:

@@ -3,7 +3,8 @@
 So planning imports neither torch nor any metric. ``algorithms/<name>.py`` holds a dataclass
 ``Hyperparameters`` (the one place where a parameter, its type and its default are written) and a
 class decorated with ``@register("<name>")`` whose attribute ``inputs`` says what its batches hold,
-and ``prediction_parameters`` which of the parameters training does not read.
+``builds_on_backbone`` whether it needs a network, too, and ``prediction_parameters`` which of the
+parameters training does not read.
 A metric's file holds a function decorated with ``@register("<name>", level=...)``; its parameters
 after the samples are the metric's.
 """
@@ -35,6 +36,7 @@ class Declaration:
     inputs: Literal["features", "images"]
     hyperparameters: type[BaseModel]
     prediction_parameters: tuple[str, ...] = ()
+    builds_on_backbone: bool = False
 
 
 @lru_cache
@@ -62,7 +64,8 @@ def declaration(path: Path) -> Declaration:
     late = tuple(_literal_attribute(registered[0], "prediction_parameters") or ())
     if unknown := [name for name in late if name not in fields]:
         raise DeclarationError(f"{path}: prediction_parameters: {unknown} are no hyperparameters")
-    return Declaration(path.stem, inputs, _model(path, fields), late)
+    builds = bool(_literal_attribute(registered[0], "builds_on_backbone"))
+    return Declaration(path.stem, inputs, _model(path, fields), late, builds)
 
 
 @lru_cache

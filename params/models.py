@@ -175,11 +175,20 @@ class Algorithm(Strict):
     """One row of the leaderboard: an algorithm, its features and its hyperparameters."""
 
     algorithm: Name
-    backbone: Name | None = None
+    backbone: Name | Annotated[list[Name], Field(min_length=1)] | None = Field(
+        None, description="whose features it reads, or which network it builds on; a list: ensemble"
+    )
     layers: list[Name] = []
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(32, ge=1)
     parameters: dict[str, Any] = {}
+
+    @property
+    def backbones(self) -> list[str]:
+        """The names of all its backbones."""
+        if self.backbone is None:
+            return []
+        return [self.backbone] if isinstance(self.backbone, str) else list(self.backbone)
 
 
 class Metric(Strict):

@@ -190,13 +190,15 @@ def read_algorithm(root: Path, name: str, variant: str | None, asked_by: str) ->
         declared = declaration(source)
     except DeclarationError as error:
         raise ParamsError(str(error)) from error
-    needs_features = declared.inputs == "features"
-    if needs_features and (config.backbone is None or not config.layers):
-        raise ParamsError(f"{path}: {config.algorithm} reads features: give backbone and layers")
-    if not needs_features and (config.backbone is not None or config.layers):
-        raise ParamsError(
-            f"{path}: {config.algorithm} reads images: backbone and layers are unused"
-        )
+    reads = f"{path}: {config.algorithm} reads {declared.inputs}"
+    if declared.builds_on_backbone:
+        if len(config.backbones) != 1 or not config.layers:
+            raise ParamsError(f"{reads} and builds on a backbone: give one, and layers")
+    elif declared.inputs == "features":
+        if not config.backbones or not config.layers:
+            raise ParamsError(f"{reads}: give backbone and layers")
+    elif config.backbones or config.layers:
+        raise ParamsError(f"{reads}: backbone and layers are unused")
     resolved = validate(declared.hyperparameters, config.parameters, f"{path}: parameters")
     return config.model_copy(update={"parameters": resolved.model_dump(mode="json")})
 
@@ -362,18 +364,22 @@ def read_run(root: Path, overrides: Mapping[str, Any] | None = None) -> Run:
     }
     backbones: dict[str, models.Backbone] = {}
     for name, algorithm in algorithms.items():
-        if algorithm.backbone is None:
-            continue
         folder = root / "params" / "backbones"
-        data = read_config(folder, algorithm.backbone, asked_by=f"algorithms/{name}.yaml: backbone")
-        backbone = validate(models.Backbone, data, folder / f"{algorithm.backbone}.yaml")
-        backbones[algorithm.backbone] = backbone
-        for layer in algorithm.layers:
-            if layer not in backbone.layers:
-                raise ParamsError(
-                    f"params/algorithms/{name}.yaml: layers: {layer} is not a layer of "
-                    f"{algorithm.backbone}; {_nearest(layer, backbone.layers)}"
-                )
+        for used in algorithm.backbones:
+            data = read_config(folder, used, asked_by=f"algorithms/{name}.yaml: backbone")
+            backbone = validate(models.Backbone, data, folder / f"{used}.yaml")
+            backbones[used] = backbone
+            for layer in algorithm.layers:
+                if layer not in backbone.layers:
+                    raise ParamsError(
+                        f"params/algorithms/{name}.yaml: layers: {layer} is not a layer of "
+                        f"{used}; {_nearest(layer, backbone.layers)}"
+                    )
+        sizes = {used: backbones[used].image_size for used in algorithm.backbones}
+        if len(set(sizes.values())) > 1:
+            raise ParamsError(
+                f"params/algorithms/{name}.yaml: backbone: all must see images of one size: {sizes}"
+            )
     metrics_path = root / "params" / "metrics.yaml"
     metrics = validate(models.Metrics, read_yaml(metrics_path), metrics_path)
     measured = {

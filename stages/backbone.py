@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 
 from stages.artifacts.files import StageError
@@ -106,6 +107,19 @@ def reflect_padding(model: nn.Module) -> None:
             module.padding_mode = "reflect"
 
 
+def cut(model: nn.Module) -> None:
+    """Leave out what comes after the last layer: timm's EfficientNets would compute it."""
+    if isinstance(model, EfficientNetFeatures):
+        stages = [name.split(".")[1] for name in model.feature_info.module_name()]
+        model.blocks = model.blocks[: int(stages[-1]) + 1]
+
+
+def network(config: Mapping[str, Any], layers: list[str]) -> nn.Module:
+    """Make a frozen network, to build on: images (N, 3, H, W) -> [(N, C, h, w)], by layer."""
+    chosen = {name: config["layers"][name] for name in layers}
+    return Backbone({**config, "layers": chosen}).model
+
+
 class Backbone(nn.Module):
     """Frozen feature extractor: images (N, 3, H, W) -> {layer: (N, C, h, w)}."""
 
@@ -131,6 +145,7 @@ class Backbone(nn.Module):
             ) from error
         if path is not None:
             load_weights(self.model, weights, path)
+        cut(self.model)
         if config["padding"] == "reflect":
             reflect_padding(self.model)
         self.requires_grad_(False)

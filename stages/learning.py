@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 import visionad_metrics
 from stages.aggregate import write_table
-from stages.artifacts.files import StageError, atomic_path
+from stages.artifacts.files import atomic_path
 from stages.artifacts.index import read_index, usable
 from stages.artifacts.job import Job
 from stages.command import Options, run
@@ -32,12 +32,7 @@ def learning_table(job: Job, options: Options) -> pd.DataFrame:
     A leg goes on where the last one ended, so that the last row is what an undisturbed training
     of as many epochs gives.
 
-    Raises
-    ------
-    StageError
-        If the algorithm prepares for prediction in a way that its training must not go on from.
     """
-    from algorithms.base import Algorithm
     from stages.devices import prepare, seed_everything
     from stages.inputs import create_algorithm, open_reader
     from stages.trainer import Checkpoint, train
@@ -56,11 +51,6 @@ def learning_table(job: Job, options: Options) -> pd.DataFrame:
         for epochs in parameters["epochs"]:
             seed_everything(parameters["seed"], 0)
             algorithm = create_algorithm(job, images.shapes, len(images), device)
-            if type(algorithm).before_eval is not Algorithm.before_eval:
-                raise StageError(
-                    f"{parameters['algorithm']} is fitted at the end of its training and does not "
-                    "learn from epoch to epoch; leave it out of a run with learning_epochs"
-                )
             leg = {**parameters, "epochs": epochs}
             progress = train(algorithm, images, leg, checkpoint, options.progress)
             checkpoint.save(algorithm, progress)

@@ -110,7 +110,7 @@ def body(job: Job, options: Options) -> dict[str, Any]:
     with open_reader(job, "test", options.threads) as reader:
         if len(ids) != len(reader) or getattr(reader, "ids", ids) != ids:
             raise StageError(
-                f"{job.input('features')}: its images are not those of {job.input('index')}; "
+                f"{job.inputs['features'][0]}: its images are not those of {job.input('index')}; "
                 "run snakemake again"
             )
         seed_everything(job.parameters["seed"], 0)

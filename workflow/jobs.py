@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from params import models
-from params.hyperparameters import declaration
+from params.hyperparameters import Declaration, declaration
 from params.reading import ParamsError, Run, read_run
 from stages.artifacts.files import StageError
 from stages.artifacts.stamp import Stamp, read_stamp
@@ -197,12 +197,12 @@ class Jobs:
         for algorithm in run.algorithms:
             predictions = []
             for category, index in zip(categories, indexes, strict=True):
-                source = self._source(algorithm, dataset, category, index, check)
+                sources = self._sources(algorithm, dataset, category, index, check)
                 for seed in run.benchmark.seeds:
                     train = self._add(
-                        self._train(algorithm, dataset, category, seed, source, index, check)
+                        self._train(algorithm, dataset, category, seed, sources, index, check)
                     )
-                    predict = self._add(self._predict(train, source, check))
+                    predict = self._add(self._predict(train, sources, check))
                     evaluate = self._add(self._evaluate(predict, index, check))
                     leaves.append((train, predict, evaluate))
                     if seed == run.benchmark.seeds[0]:
@@ -215,7 +215,7 @@ class Jobs:
 
     # --- geometry and weights -------------------------------------------------------------------
 
-    def _image_size(self, dataset: str, backbone: str | None) -> int:
+    def _image_size(self, dataset: str, backbone: str | None = None) -> int:
         """The network's own size, else the data set's, else the protocol's."""
         own = self.run.backbones[backbone].image_size if backbone else None
         return own or self.run.datasets[dataset].image_size or self.protocol.image_size
@@ -225,7 +225,7 @@ class Jobs:
         """How images become arrays."""
         return self.run.benchmark.protocol
 
-    def _geometry(self, dataset: str, backbone: str | None) -> dict[str, Any]:
+    def _geometry(self, dataset: str, backbone: str | None = None) -> dict[str, Any]:
         return {
             "image_size": self._image_size(dataset, backbone),
             "crop": self.protocol.crop,
@@ -299,11 +299,18 @@ class Jobs:
             upstream=list(indexes),
         )
 
-    def _source(self, algorithm: str, dataset: str, category: str, index: Job, check: Job) -> Job:
-        """The job whose output an algorithm reads: features, or the index of the images."""
-        backbone = self.run.algorithms[algorithm].backbone
-        if backbone is None:
-            return index
+    def _sources(
+        self, algorithm: str, dataset: str, category: str, index: Job, check: Job
+    ) -> list[Job]:
+        """The jobs whose output an algorithm reads: features, or the index of the images."""
+        if self._declared(algorithm).inputs == "images":
+            return [index]
+        return [
+            self._features(backbone, dataset, category, index, check)
+            for backbone in self.run.algorithms[algorithm].backbones
+        ]
+
+    def _features(self, backbone: str, dataset: str, category: str, index: Job, check: Job) -> Job:
         place = f"results/features/{backbone}/{dataset}/{category}"
         return self._add(
             Job(
@@ -330,12 +337,31 @@ class Jobs:
             "algorithm": config.algorithm,
             "parameters": config.parameters,
             "seed": seed,
-            **self._geometry(dataset, config.backbone),
+            **self._geometry(dataset, *config.backbones[:1]),
             "root": self.run.datasets[dataset].root,
         }
-        if config.backbone is None:
+        if self._declared(algorithm).inputs == "features":
+            return parameters | {"layers": config.layers}
+        if not config.backbones:
             return parameters | {"mean": self.protocol.mean, "std": self.protocol.std}
-        return parameters | {"layers": config.layers}
+        backbone = self.run.backbones[config.backbones[0]]
+        return parameters | {
+            "backbone": backbone.model_dump(mode="json"),
+            "layers": config.layers,
+            "mean": backbone.mean,
+            "std": backbone.std,
+        }
+
+    def _declared(self, algorithm: str) -> Declaration:
+        file = f"{self.run.algorithms[algorithm].algorithm}.py"
+        return declaration(self.root / "algorithms" / file)
+
+    def _network(self, algorithm: str) -> tuple[tuple[str, ...], dict[str, str | None]]:
+        """Modules and weights that an algorithm which builds on a backbone depends on besides."""
+        if not self._declared(algorithm).builds_on_backbone:
+            return (), {}
+        (backbone,) = self.run.algorithms[algorithm].backbones
+        return ("stages.backbone",), {"weights": self._weights_digest(backbone)}
 
     def _train(
         self,
@@ -343,12 +369,12 @@ class Jobs:
         dataset: str,
         category: str,
         seed: int,
-        source: Job,
+        sources: list[Job],
         index: Job,
         check: Job,
     ) -> Job:
         config = self.run.algorithms[algorithm]
-        declared = declaration(self.root / "algorithms" / f"{config.algorithm}.py")
+        declared, (modules, data) = self._declared(algorithm), self._network(algorithm)
         read = {
             name: value
             for name, value in config.parameters.items()
@@ -356,8 +382,8 @@ class Jobs:
         }
         place = f"results/models/{algorithm}/{dataset}/{category}/seed{seed}"
         inputs = {"index": [index.outputs["index"]]}
-        if source is not index:
-            inputs["features"] = [source.outputs["features"]]
+        if index not in sources:
+            inputs["features"] = [source.outputs["features"] for source in sources]
         return Job(
             "train",
             {
@@ -378,15 +404,17 @@ class Jobs:
                 "training": f"{place}/training.json",
                 "provenance": f"{place}/provenance.json",
             },
-            self.source.program("stages.train", f"algorithms.{config.algorithm}"),
+            self.source.program("stages.train", f"algorithms.{config.algorithm}", *modules),
             inputs=inputs,
-            upstream=[source],
+            upstream=list(sources),
             waits_for=[check],
-            sees={source.name: TRAINING},
+            data=data,
+            sees={source.name: TRAINING for source in sources},
         )
 
-    def _predict(self, train: Job, source: Job, check: Job) -> Job:
+    def _predict(self, train: Job, sources: list[Job], check: Job) -> Job:
         algorithm, dataset = train.key["algorithm"], train.key["dataset"]
+        modules, data = self._network(algorithm)
         place = "results/maps/" + "/".join(train.key.values())
         return Job(
             "predict",
@@ -394,16 +422,19 @@ class Jobs:
             self._algorithm_parameters(algorithm, dataset, train.parameters["seed"]),
             {"maps": f"{place}.h5", "provenance": f"{place}.provenance.json"},
             self.source.program(
-                "stages.predict", f"algorithms.{self.run.algorithms[algorithm].algorithm}"
+                "stages.predict",
+                f"algorithms.{self.run.algorithms[algorithm].algorithm}",
+                *modules,
             ),
             inputs={
                 **train.inputs,
                 "model": [train.outputs["model"]],
                 "training": [train.outputs["training"]],
             },
-            upstream=[train, source],
+            upstream=[train, *sources],
             waits_for=[check],
-            sees={source.name: self._usable_test},
+            data=data,
+            sees={source.name: self._usable_test for source in sources},
         )
 
     def _evaluate(self, predict: Job, index: Job, check: Job) -> Job:
@@ -437,6 +468,11 @@ class Jobs:
     def _learning(self, train: Job, index: Job) -> Job:
         metrics = {name: metric.model_dump() for name, metric in self.run.metrics.items()}
         key = train.key
+        if train.parameters["epochs"] == 1:
+            raise ParamsError(
+                f"learning_epochs: {key['algorithm']} is fitted in one epoch and does not learn from "
+                "epoch to epoch; leave it out of this run"
+            )
         place = "/".join(
             ["results/figures", key["dataset"], "learning", key["algorithm"], key["category"]]
         )
@@ -457,18 +493,20 @@ class Jobs:
             self.source.program(
                 "stages.learning",
                 f"algorithms.{train.parameters['algorithm']}",
+                *self._network(key["algorithm"])[0],
                 *(f"visionad_metrics.catalogue.{one['metric']}" for one in metrics.values()),
             ),
             inputs=train.inputs,
             upstream=list({job.name: job for job in (*train.upstream, index)}.values()),
             waits_for=list(train.waits_for),
+            data=train.data,
         )
 
     def _settings(self, dataset: str) -> dict[str, dict[str, Any]]:
         return {
             name: {
-                "backbone": config.backbone,
-                "image_size": self._image_size(dataset, config.backbone),
+                "backbone": " + ".join(config.backbones) or None,
+                "image_size": self._image_size(dataset, *config.backbones[:1]),
                 "epochs": config.epochs,
                 "train_seconds": self.run.benchmark.budget.train_seconds,
             }
@@ -533,7 +571,7 @@ class Jobs:
             "sheet",
             {"algorithm": algorithm, "dataset": dataset},
             {
-                **self._geometry(dataset, self.run.algorithms[algorithm].backbone),
+                **self._geometry(dataset, *self.run.algorithms[algorithm].backbones[:1]),
                 "evaluation_size": self.protocol.evaluation_size,
                 "categories": self.run.categories[dataset],
                 "root": self.run.datasets[dataset].root,

@@ -8,7 +8,7 @@ the template can tell the two apart.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,10 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+import algorithms.base
 from algorithms.base import Algorithm, Context, Prediction, create
+from params.hyperparameters import declaration
+from stages.backbone import network
 from stages.batches import BatchLoader, Reader
 from stages.devices import prepare, seed_everything
 from stages.trainer import Checkpoint, Progress, train
@@ -25,6 +28,14 @@ from stages.trainer import Checkpoint, Progress, train
 SIZE = 64
 SHAPES = ((12, 16, 16), (20, 8, 8), (28, 4, 4))  # strides 4, 8 and 16, as of the backbones
 TEMPLATE, NOISE, SHIFT = 0.8, 0.2, 1.2  # the defect is six sigma, on every layer
+# What an algorithm builds on that starts from a backbone: timm's smallest ResNet, random weights.
+NETWORK = {
+    "model": "test_resnet",
+    "weights": {"source": "random", "seed": 0, "keys": "timm"},
+    "layers": {"stride2": 0, "stride4": 1, "stride8": 2, "stride16": 3},
+    "padding": "zeros",
+    "reduction": 1,
+}
 DEFECT = slice(16, 32)  # pixels, in both directions; whole cells of the coarsest layer
 
 
@@ -171,12 +182,21 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
     return run
 
 
+def toy_network(*layers: int) -> torch.nn.Module:
+    """Make the network that ``stages.inputs`` would make, in miniature."""
+    names = ("stride2", "stride4", "stride8")
+    return network(NETWORK, [names[layer] for layer in layers or range(len(names))])
+
+
 def build(
     name: str, parameters: Mapping[str, Any], reader: Reader, *, seed: int = 0, size: int = SIZE
 ) -> Algorithm:
     """Build an algorithm for a reader's shapes, untrained."""
     shapes = tuple((c, h, w) for c, h, w in reader.shapes)
     context = Context((size, size), shapes, len(reader), seed, torch.device("cpu"))
+    file = Path(algorithms.base.__file__).with_name(f"{name}.py")
+    if declaration(file).builds_on_backbone:
+        context = replace(context, backbone=toy_network)
     return create(name, parameters, context)
 
 

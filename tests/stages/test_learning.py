@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stages.artifacts.files import StageError, read_json
+from params.reading import ParamsError
+from stages.artifacts.files import read_json
 from stages.artifacts.job import read_job
 from stages.command import Options, execute
 from stages.learning import draw
@@ -62,12 +63,10 @@ def test_the_last_leg_is_an_ordinary_training(repository):
     assert repository.plan().valid[f"learning/{RUN}"]
 
 
-def test_what_is_fitted_at_the_end_is_refused(repository):
+def test_what_is_fitted_in_one_epoch_is_refused_by_the_plan(repository):
     repository.edit("presets/tiny.yaml", algorithms=["padim"])
-    repository.write_plan()
-    do(*FEATURES)
-    with pytest.raises(StageError, match="padim is fitted at the end of its training"):
-        do("learning/padim/folder/bolt/seed0")
+    with pytest.raises(ParamsError, match="learning_epochs: padim is fitted in one epoch"):
+        repository.plan()
 
 
 def test_it_is_made_only_when_asked_for(repository):
