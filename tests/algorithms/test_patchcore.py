@@ -11,7 +11,9 @@ import torch
 from scipy.ndimage import gaussian_filter, uniform_filter
 from torch.nn import functional
 
-from algorithms.patchcore import reweighted_score, squared_distances
+from algorithms.base import Context, create
+from algorithms.patchcore import reweighted_score
+from stages.batches import BatchLoader
 
 GRID = 16
 PLAIN = {"pretrain_dimension": None, "target_dimension": None}  # the mean of each channel
@@ -61,10 +63,10 @@ def test_more_neighbours_than_members(feature_toy: Any, fit: Any, predict: Any) 
 
 
 def test_bank_is_a_share_of_the_patches(feature_toy: Any, fit: Any) -> None:
-    everything = fit("patchcore", WHOLE, feature_toy.train).algorithm.bank
+    everything = fit("patchcore", WHOLE, feature_toy.train).algorithm.members[0].bank
     # Searched in 8 of 60 dimensions, kept in all of them.
     parameters = PLAIN | {"coreset_ratio": 0.1, "projection_dimension": 8}
-    bank = fit("patchcore", parameters, feature_toy.train).algorithm.bank
+    bank = fit("patchcore", parameters, feature_toy.train).algorithm.members[0].bank
     assert len(everything) == len(feature_toy.train) * GRID**2
     assert len(bank) == int(0.1 * len(everything))
     rows = {row.numpy().tobytes() for row in everything}
@@ -74,7 +76,11 @@ def test_bank_is_a_share_of_the_patches(feature_toy: Any, fit: Any) -> None:
 
 
 def test_bank_holds_a_row_at_least(feature_toy: Any, fit: Any) -> None:
-    bank = fit("patchcore", PLAIN | {"coreset_ratio": 1e-9}, feature_toy.train).algorithm.bank
+    bank = (
+        fit("patchcore", PLAIN | {"coreset_ratio": 1e-9}, feature_toy.train)
+        .algorithm.members[0]
+        .bank
+    )
     assert len(bank) == 1
 
 
@@ -82,19 +88,10 @@ def test_seed_chooses_the_coreset(feature_toy: Any, fit: Any) -> None:
     # 60 dimensions projected to 8, so that the projection is drawn too.
     parameters = PLAIN | {"coreset_ratio": 0.02, "projection_dimension": 8}
     banks = [
-        fit("patchcore", parameters, feature_toy.train, seed=seed).algorithm.bank for seed in (0, 1)
+        fit("patchcore", parameters, feature_toy.train, seed=seed).algorithm.members[0].bank
+        for seed in (0, 1)
     ]
     assert not torch.equal(*banks)
-
-
-def test_squared_distances(rng: np.random.Generator) -> None:
-    left, right = (rng.normal(size=(count, 30)).astype(np.float32) for count in (7, 11))
-    expected = ((left[:, None].astype(np.float64) - right[None]) ** 2).sum(axis=2)
-    result = squared_distances(torch.from_numpy(left), torch.from_numpy(right))
-    np.testing.assert_allclose(result, expected, rtol=1e-4)
-    # Far from the origin rounding makes small distances negative, and their roots nan.
-    far = torch.from_numpy(left + np.float32(1000))
-    assert (squared_distances(far, far) >= 0).all()
 
 
 @pytest.mark.parametrize("neighbours", [1, 3, 9, 50])
@@ -106,13 +103,7 @@ def test_reweighted_score(rng: np.random.Generator, neighbours: int) -> None:
     around = sorted(range(20), key=lambda row: math.dist(bank[nearest], bank[row]))[:neighbours]
     crowd = sum(math.exp(distances[row]) for row in around)
     expected = (1 - math.exp(distances[nearest]) / crowd) * distances[nearest]
-    result = reweighted_score(
-        torch.from_numpy(patch),
-        torch.from_numpy(bank),
-        torch.tensor(nearest),
-        neighbours,
-        torch.tensor(distances[nearest]),
-    )
+    result = reweighted_score(torch.from_numpy(patch), torch.from_numpy(bank), neighbours)
     assert float(result) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
@@ -138,3 +129,30 @@ def test_reweighting_adds_a_score_and_changes_nothing_else(
         weights = np.exp(distances[worst])
         expected = (1 - weights[member] / weights[around].sum()) * distances[worst, member]
         assert float(both.scores["reweighted"][image]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_ensemble_averages_members_in_their_own_units(
+    feature_toy: Any, build: Any, predict: Any
+) -> None:
+    """Three backbones of one layer each, beside three algorithms of one backbone."""
+    train, test = feature_toy.train, feature_toy.test
+    context = Context((64, 64), train.shapes, len(train), 0, torch.device("cpu"), members=3)
+    ensemble = create("patchcore", PLAIN, context)
+    ensemble.train_one_epoch(BatchLoader(train, np.arange(len(train)), 4, context.device))
+    generator = torch.Generator().manual_seed(0)  # which each takes up where the last left it
+    maps, scores = [], []
+    for layer, member in enumerate(ensemble.members):
+        alone = type(train)([train.arrays[layer]]), type(test)([test.arrays[layer]])
+        one = build("patchcore", PLAIN, alone[0])
+        loader = BatchLoader(alone[0], np.arange(len(train)), 4, context.device)
+        every = one.members[0].fit(iter(loader), len(train), generator).numpy()
+        drawn = torch.randperm(len(every), generator=generator)[:10_000].numpy()
+        torch.testing.assert_close(one.members[0].bank, member.bank)
+        unit = brute_force(member.bank.numpy(), every[drawn][None]).mean()
+        assert float(member.unit) == pytest.approx(unit, rel=1e-3)
+        prediction = predict(one, alone[1])
+        maps.append(prediction.maps["nearest"].numpy() / unit)
+        scores.append(prediction.scores["nearest"].numpy() / unit)
+    together = predict(ensemble, test)
+    np.testing.assert_allclose(together.maps["nearest"], np.mean(maps, axis=0), rtol=2e-3)
+    np.testing.assert_allclose(together.scores["nearest"], np.mean(scores, axis=0), rtol=2e-3)
