@@ -21,6 +21,11 @@ needs only N x N systems: 209 images and 550 features take 0.5 GB instead of 5. 
 sums over channels, so each layer's are computed on its own coarse grid and then repeated: nothing
 is ever upsampled. The difference cancels, hence float64.
 
+Verified
+--------
+Distances and maps against NumPy's covariance and inverse at every position; the dual form against
+the primal one; WideResNet-50-2 with 550 features at 256 px stays under 3 GB (``benchmarks/``).
+
 Note
 ----
 The stored model is the training features themselves (selected channels, native grids), which is

@@ -13,6 +13,11 @@ and its maximum is the image score. The training loss is the sum over layers of 
 *whole flattened* maps, one cosine per image, as in the authors' code; the paper's formula has one
 per position.
 
+Verified
+--------
+Losses and maps against NumPy, shapes and parameter counts of the WideResNet-50-2 student, batch
+statistics used in training only.
+
 Note
 ----
 Widths follow the teacher's channels (C1, C2, C3): with WideResNet-50-2 they are the authors'. A
