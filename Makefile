@@ -10,7 +10,7 @@ REV ?= HEAD
 STORE_GB ?= 20
 BIN := .venv/bin
 
-.PHONY: leaderboard test test-all test-matrix lint format schemas benchmark compare gc clean help
+.PHONY: leaderboard test test-all test-matrix lint format schemas docs benchmark compare gc clean help
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -43,6 +43,9 @@ format: .venv/ready  ## format code and rules
 
 schemas: .venv/ready  ## write workflow/schemas/ from the models
 	$(BIN)/python -m params.schemas
+
+docs: .venv/ready  ## write docs/algorithms/ from the algorithms' docstrings and YAML
+	$(BIN)/python -m workflow.describe
 
 benchmark: .venv/ready  ## measure the coreset and the metrics against their peers
 	$(BIN)/python benchmarks/coreset.py

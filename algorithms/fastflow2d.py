@@ -4,14 +4,19 @@ Yu et al., "FastFlow: Unsupervised Anomaly Detection and Localization via 2D Nor
 arXiv 2111.07677 (2021). No official code; the settings are those of the reference implementation
 by gathierry, on which VisionAD builds.
 
-Per layer, the features, layer-normalised, pass through affine coupling blocks (FrEIA's
-``AllInOneBlock``) whose subnets are two convolutions, alternately 3 x 3 and 1 x 1. Training
+Per layer, the features, layer-normalised, pass through affine coupling blocks
+(``blocks/flows.py``) whose subnets are two convolutions, alternately 3 x 3 and 1 x 1. Training
 maximises the likelihood of z ~ N(0, 1):
 
     loss = sum_layers mean_images( 1/2 sum_chw z^2 - log|det J| ).
 
 At test, p = exp(-1/2 mean_c z^2) at every position; the anomaly map is -p, upsampled and averaged
 over layers.
+
+Verified
+--------
+Flows by inversion, their log-determinant against autograd's Jacobian, loss and maps against NumPy,
+and the 1.97, 7.88 and 31.49 million parameters of WideResNet-50-2's three flows.
 
 Note
 ----
@@ -27,10 +32,10 @@ from dataclasses import dataclass
 
 import torch
 from FrEIA.framework import SequenceINN
-from FrEIA.modules import AllInOneBlock
 from torch import Tensor, nn
 
 from algorithms.base import Batch, Context, GradientAlgorithm, Prediction, register
+from algorithms.blocks.flows import CouplingBlock
 from algorithms.blocks.maps import upsample
 
 
@@ -66,10 +71,9 @@ def build_flow(shape: tuple[int, int, int], parameters: Hyperparameters) -> Sequ
     for step in range(parameters.flow_steps):
         wide = parameters.conv3x3_only or step % 2 == 0
         flow.append(
-            AllInOneBlock,
+            CouplingBlock,
             subnet_constructor=subnet(3 if wide else 1, parameters.hidden_ratio),
             affine_clamping=parameters.clamp,
-            permute_soft=False,
         )
     return flow
 
@@ -94,7 +98,7 @@ class FastFlow(GradientAlgorithm):
 
     def __init__(self, parameters: Hyperparameters, context: Context) -> None:
         super().__init__(parameters, context)
-        # FrEIA draws its channel permutations from NumPy's generator, which the trainer seeds.
+        # The blocks draw their permutations from NumPy's generator, which the trainer seeds.
         self.norms = nn.ModuleList(nn.LayerNorm(shape) for shape in context.shapes)
         self.flows = nn.ModuleList(build_flow(shape, parameters) for shape in context.shapes)
         self.network = nn.ModuleDict({"norms": self.norms, "flows": self.flows}).to(context.device)

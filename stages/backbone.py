@@ -128,7 +128,7 @@ class Backbone(nn.Module):
         weights = config["weights"]
         path = weights_path(weights)
         self.names = list(config["layers"])
-        self.reduction = config["reduction"]
+        self.reduction, self.scale = config["reduction"], config["scale"]
         if weights["source"] == "random":
             torch.manual_seed(weights["seed"])
         try:
@@ -155,4 +155,6 @@ class Backbone(nn.Module):
         features = self.model(images)
         if self.reduction > 1:
             features = [nn.functional.avg_pool2d(layer, self.reduction) for layer in features]
+        if self.scale != 1:
+            features = [layer * self.scale for layer in features]
         return dict(zip(self.names, features, strict=True))

@@ -35,6 +35,7 @@ NETWORK = {
     "layers": {"stride2": 0, "stride4": 1, "stride8": 2, "stride16": 3},
     "padding": "zeros",
     "reduction": 1,
+    "scale": 1,
 }
 DEFECT = slice(16, 32)  # pixels, in both directions; whole cells of the coarsest layer
 

@@ -30,6 +30,7 @@ from stages.artifacts.maps import read_info, read_maps, read_scores
 from stages.command import Options
 from stages.devices import seed_everything
 from stages.index import build_index
+from tests.algorithms.conftest import NETWORK
 
 NO_LEARNING = {"random"}  # they learn nothing, so they find nothing
 LAYERS = ("stride4", "stride8", "stride16")
@@ -44,12 +45,47 @@ class Settings:
 
 
 SETTINGS = {
+    "cflow": Settings(
+        {"blocks": 2, "fibre_batch": 64, "meta_epochs": 10, "sub_epochs": 1, "learning_rate": 2e-3}
+    ),
+    "altub": Settings({"flow_steps": 2, "interval": 2}),  # so that resuming needs both optimisers
+    "cfa": Settings({"sigma": 2.0}),
     "fastflow2d": Settings({"flow_steps": 2}),
+    "mspba": Settings(
+        {
+            "patch_sizes": (8, 16, 32),
+            "steps": (4, 8, 8),
+            "kernels": ((2, 3), (2, 3), (2, 3)),
+            "widths": ((8, 8), (8, 8), (8, 8)),
+            "learning_rate": 1e-3,
+            "draws_per_image": 2,
+            "samples": 8,
+        },
+        epochs=4,
+    ),
+    "msflow": Settings(
+        {"blocks": (1, 1, 1), "condition_channels": 8, "learning_rate": 1e-3, "warmup_epochs": 3}
+    ),
     "padim": Settings({"max_features": 30, "sigma": 2.0}, epochs=1),
     "patchcore": Settings(
         {"pretrain_dimension": None, "target_dimension": None, "sigma": 2.0}, epochs=1
     ),
+    "pni": Settings(
+        {"pretrain_dimension": None, "target_dimension": None, "coreset_ratio": 0.05}
+        | {"window": 5, "width": 64, "depth": 3, "window_batch": 512, "sigma": 2.0}
+    ),
     "random": Settings(epochs=1),
+    "simplenet": Settings(
+        {
+            "pretrain_dimension": None,
+            "target_dimension": None,
+            "hidden_dimension": 64,
+            "noise": 0.3,
+            "discriminator_rate": 2e-3,
+            "sigma": 2.0,
+        },
+        epochs=40,
+    ),
     "reverse_distillation": Settings(
         {"bottleneck_blocks": 1, "decoder_blocks": (1, 1, 1), "sigma": 2.0}, epochs=20
     ),
@@ -310,9 +346,7 @@ def write_inputs(folder: Path, types: tuple[str, ...]) -> dict[str, Path]:
 def run_stages(name: str, settings: Settings, folder: Path, types: tuple[str, ...]) -> list[bytes]:
     """Train and predict through job files; return the bytes of all maps and scores."""
     files = write_inputs(folder, types)
-    if inputs(name) == "images":
-        del files["features"]
-    job = {
+    job: dict[str, Any] = {
         "key": {"algorithm": name, "dataset": "toy", "category": "thing", "seed": "0"},
         "parameters": {
             "algorithm": name,
@@ -339,6 +373,11 @@ def run_stages(name: str, settings: Settings, folder: Path, types: tuple[str, ..
         "device": "cpu",
         "store": None,
     }
+    if inputs(name) == "images":
+        del files["features"]
+        if declaration(Path(algorithms.base.__file__).with_name(f"{name}.py")).builds_on_backbone:
+            layers = ["stride2", "stride4", "stride8"]
+            job["parameters"] |= {"backbone": NETWORK, "layers": layers}
     outputs = {"model": folder / "model", "training": folder / "training.json"}
     write_json(
         folder / "train.job.json",

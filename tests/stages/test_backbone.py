@@ -39,6 +39,7 @@ def config(model: str = "resnet18", **changes: Any) -> dict[str, Any]:
         "dtype": "float16",
         "padding": "zeros",
         "reduction": 1,
+        "scale": 1,
         **changes,
     }
 
@@ -264,3 +265,9 @@ class TestOffline:
     def test_unknown_model(self):
         with pytest.raises(StageError, match="backbone resnet19: cannot be made"):
             Backbone(config("resnet19"))
+
+
+def test_scale_multiplies_features() -> None:
+    plain, scaled = (Backbone(config(scale=scale))(images()) for scale in (1, 0.25))
+    for layer, features in plain.items():
+        torch.testing.assert_close(scaled[layer], features / 4)
