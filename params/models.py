@@ -141,7 +141,9 @@ class Backbone(Strict):
     dtype: Literal["float16", "float32"] = "float16"
     padding: Literal["zeros", "reflect"] = "zeros"
     reduction: int = Field(1, ge=1, description="average-pooling factor before storing")
-    scale: float = Field(1, gt=0, description="factor that brings features to the size of a ResNet's")
+    scale: float = Field(
+        1, gt=0, description="factor that brings features to the size of a ResNet's"
+    )
 
 
 class Demo(Strict):

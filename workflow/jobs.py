@@ -470,8 +470,8 @@ class Jobs:
         key = train.key
         if train.parameters["epochs"] == 1:
             raise ParamsError(
-                f"learning_epochs: {key['algorithm']} is fitted in one epoch and does not learn from "
-                "epoch to epoch; leave it out of this run"
+                f"learning_epochs: {key['algorithm']} is fitted in one epoch and does not learn "
+                "from epoch to epoch; leave it out of this run"
             )
         place = "/".join(
             ["results/figures", key["dataset"], "learning", key["algorithm"], key["category"]]
