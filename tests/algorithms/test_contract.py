@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.stats import rankdata
 
 import algorithms.base
-from algorithms.base import Prediction
+from algorithms.base import Algorithm, Prediction
 from params.hyperparameters import declaration
 from stages import predict as predict_stage
 from stages import train as train_stage
@@ -30,6 +30,7 @@ from stages.artifacts.maps import read_info, read_maps, read_scores
 from stages.command import Options
 from stages.devices import seed_everything
 from stages.index import build_index
+from stages.trainer import Checkpoint
 from tests.algorithms.conftest import NETWORK
 
 NO_LEARNING = {"random"}  # they learn nothing, so they find nothing
@@ -285,6 +286,19 @@ def test_killed_training_resumes_to_the_same_bytes(
     assert resumed.progress.losses == straight.progress.losses
     assert resumed.model == straight.model
     assert_same_bytes(predict(resumed.algorithm, toy.test), predict(straight.algorithm, toy.test))
+
+
+def test_training_goes_on_after_a_preparation_for_prediction(
+    name: str, settings: Settings, toy: Any, fit: Any, tmp_path: Path
+) -> None:
+    """As the stage ``learning`` has it: prepare and predict, then learn on from there."""
+    first = fit(name, settings.parameters, toy.train, epochs=2, folder=tmp_path)
+    if type(first.algorithm).before_eval is Algorithm.before_eval:
+        pytest.skip("it prepares nothing")
+    Checkpoint(tmp_path / "checkpoint", "a fingerprint").save(first.algorithm, first.progress)
+    longer = fit(name, settings.parameters, toy.train, epochs=3, folder=tmp_path)
+    assert longer.progress.resumed == 1
+    assert longer.model == fit(name, settings.parameters, toy.train, epochs=3).model
 
 
 def test_spent_budget_stops_after_one_epoch(
