@@ -43,7 +43,15 @@ import torch
 from torch import Tensor, nn
 
 from algorithms import fastflow2d
-from algorithms.base import Batch, Context, Loader, Prediction, register
+from algorithms.base import (
+    Batch,
+    Context,
+    Loader,
+    Prediction,
+    load_optimizer_moments,
+    optimizer_moments,
+    register,
+)
 from algorithms.blocks.maps import upsample
 from algorithms.fastflow2d import FastFlow
 
@@ -122,18 +130,17 @@ class AltUB(FastFlow):
             lr=parameters.learning_rate,
         )
         self.alone = torch.optim.Adam(base, lr=parameters.alone_rate)  # with moments of its own
-        self.epochs = 0
 
     def train_one_epoch(self, loader: Loader) -> dict[str, float]:
         self.network.train()
-        self.epochs += 1
         by_epoch = self.parameters.interval_unit == "epoch"
         total, images = 0.0, 0
         for number, batch in enumerate(loader):
-            count = self.epochs if by_epoch else number
+            count = self.epoch + 1 if by_epoch else number
             loss = self._step(batch, frozen=count % self.parameters.interval == 0)
             total += loss * len(batch[0])
             images += len(batch[0])
+        self.epoch += 1
         return {"loss": total / images}
 
     def _step(self, batch: Batch, frozen: bool) -> float:
@@ -174,22 +181,11 @@ class AltUB(FastFlow):
         return Prediction({"log_probability": maps}, scores)
 
     def training_state(self) -> dict[str, Tensor]:
-        alone = {
-            f"alone.{index}.{name}": value
-            for index, moments in self.alone.state_dict()["state"].items()
-            for name, value in moments.items()
-        }
-        return super().training_state() | alone | {"epochs": torch.tensor(self.epochs)}
+        alone = {f"alone.{key}": value for key, value in optimizer_moments(self.alone).items()}
+        return super().training_state() | alone
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        joint, alone = {}, self.alone.state_dict()
-        for key, value in state.items():
-            if key.startswith("alone."):
-                _, index, name = key.split(".", 2)
-                alone["state"].setdefault(int(index), {})[name] = value
-            elif key == "epochs":
-                self.epochs = int(value)
-            else:
-                joint[key] = value
-        self.alone.load_state_dict(alone)
+        joint = dict(state)
+        names = [key for key in state if key.startswith("alone.")]
+        load_optimizer_moments(self.alone, {key[len("alone.") :]: joint.pop(key) for key in names})
         super().load_training_state(joint)

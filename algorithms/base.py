@@ -117,10 +117,18 @@ class Algorithm(ABC):
 
 
 class GradientAlgorithm(Algorithm):
-    """An algorithm that is a network, an optimiser and a loss."""
+    """An algorithm that is a network, an optimiser and a loss.
+
+    Attributes
+    ----------
+    epoch
+        Epochs done, for schedules; part of the training state. Who writes an epoch of its own
+        counts it, too.
+    """
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
+    epoch: int = 0
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
@@ -136,6 +144,7 @@ class GradientAlgorithm(Algorithm):
             self.optimizer.step()
             total += loss.item() * len(batch[0])
             images += len(batch[0])
+        self.epoch += 1
         return {"loss": total / images}
 
     def state(self) -> dict[str, Tensor]:
@@ -145,20 +154,31 @@ class GradientAlgorithm(Algorithm):
         self.network.load_state_dict(state)
 
     def training_state(self) -> dict[str, Tensor]:
-        moments = self.optimizer.state_dict()["state"]
-        return {
-            f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
-            for index, values in moments.items()
-            for name, value in values.items()
-        }
+        return optimizer_moments(self.optimizer) | {"epoch": torch.tensor(self.epoch)}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            index, name = key.split(".", 1)
-            moments.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        moments = dict(state)
+        self.epoch = int(moments.pop("epoch"))
+        load_optimizer_moments(self.optimizer, moments)
+
+
+def optimizer_moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimiser's moments by parameter number and name, e.g. ``0.exp_avg``."""
+    return {
+        f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def load_optimizer_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Restore what :func:`optimizer_moments` returned; rates and decays stay."""
+    by_parameter: dict[int, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        index, name = key.split(".", 1)
+        by_parameter.setdefault(int(index), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": by_parameter, "param_groups": groups})
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -150,7 +150,6 @@ class CFlow(GradientAlgorithm):
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=parameters.learning_rate, fused=True
         )
-        self.epoch = 0
 
     def loss(self, batch: Batch, layer: int = 0) -> Tensor:
         """Mean of -log sigmoid(l) over a layer's fibres (P, C) at positions (P, condition)."""
@@ -224,11 +223,3 @@ class CFlow(GradientAlgorithm):
         weights = dict(state)
         self.maxima = weights.pop("maxima")
         super().load_state(weights)
-
-    def training_state(self) -> dict[str, Tensor]:
-        return super().training_state() | {"epoch": torch.tensor(self.epoch)}
-
-    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        moments = dict(state)
-        self.epoch = int(moments.pop("epoch"))
-        super().load_training_state(moments)

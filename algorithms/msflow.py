@@ -41,7 +41,7 @@ they are: the learning rate suits maps about as large as a ResNet's.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -268,7 +268,6 @@ class MSFlow(GradientAlgorithm):
         self.network = nn.ModuleDict(modules).to(context.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=parameters.learning_rate)
         self.optimizer.register_step_pre_hook(self._shorten_gradient)
-        self.epoch = 0
 
     def _shorten_gradient(self, *_: Any) -> None:
         nn.utils.clip_grad_norm_(self.network.parameters(), self.parameters.gradient_norm)
@@ -276,7 +275,6 @@ class MSFlow(GradientAlgorithm):
     def train_one_epoch(self, loader: Loader) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.epoch, self.parameters)
-        self.epoch += 1
         return super().train_one_epoch(loader)
 
     def _latents(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
@@ -303,10 +301,3 @@ class MSFlow(GradientAlgorithm):
             "log_multiplicative": distances,
         }
         return Prediction(maps, image_scores(distances, self.parameters.top_fraction))
-
-    def training_state(self) -> dict[str, Tensor]:
-        return super().training_state() | {"epoch": torch.tensor(self.epoch)}
-
-    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        self.epoch = int(state["epoch"])
-        super().load_training_state({k: v for k, v in state.items() if k != "epoch"})

@@ -208,7 +208,6 @@ class Mspba(GradientAlgorithm):
         self.optimizer = torch.optim.Adam(trained, lr=parameters.learning_rate)
         self.std = torch.tensor(context.std, device=context.device)[:, None, None]
         self.mean_image = torch.zeros(context.shapes[0], device=context.device)
-        self.epoch = 0
         self.banks: list[Tensor] = [torch.empty(0) for _ in self.scales]
         self.centres: list[Tensor] = [torch.empty(0) for _ in self.scales]
 
@@ -343,11 +342,10 @@ class Mspba(GradientAlgorithm):
 
     def training_state(self) -> dict[str, Tensor]:
         centres = {f"centres.{scale}": centre for scale, centre in enumerate(self.centres)}
-        return super().training_state() | centres | {"epoch": torch.tensor(self.epoch)}
+        return super().training_state() | centres
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         rest = dict(state)
-        self.epoch = int(rest.pop("epoch"))
         device = self.context.device
         self.centres = [rest.pop(f"centres.{scale}").to(device) for scale in self.scales]
         super().load_training_state(rest)

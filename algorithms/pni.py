@@ -211,7 +211,7 @@ class PNI(GradientAlgorithm):
         self.network = classifier(values, self.classes, parameters).to(context.device)
         self.best = copy.deepcopy(self.network)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=parameters.learning_rate)
-        self.epoch, self.best_loss = 0, math.inf
+        self.best_loss = math.inf
         self.features = self.targets = torch.empty(0)  # of all training images
         # Coresets and histograms without ("inner") and with ("full") the border, and for each
         # inner member the distribution member nearest to it ("parents").
@@ -238,7 +238,6 @@ class PNI(GradientAlgorithm):
         if losses["validation_loss"] < self.best_loss:
             self.best_loss = losses["validation_loss"]
             self.best.load_state_dict(self.network.state_dict())
-        self.epoch += 1
         return losses
 
     def _embed_all(self, loader: Loader) -> Tensor:
@@ -343,7 +342,6 @@ class PNI(GradientAlgorithm):
 
     def training_state(self) -> dict[str, Tensor]:
         progress = {
-            "epoch": torch.tensor(self.epoch),
             "best_loss": torch.tensor(self.best_loss, dtype=torch.float64),
             "targets": self.targets,
         }
@@ -351,7 +349,7 @@ class PNI(GradientAlgorithm):
         return progress | _named("network.", weights) | _named("moments.", moments)
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        self.epoch, self.best_loss = int(state["epoch"]), float(state["best_loss"])
+        self.best_loss = float(state["best_loss"])
         self.targets = state["targets"].to(self.context.device)
         self.network.load_state_dict(_below("network.", state))
         super().load_training_state(_below("moments.", state))

@@ -34,7 +34,6 @@ Note
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -134,13 +133,11 @@ class SimpleNet(GradientAlgorithm):
             ],
             decoupled_weight_decay=False,
         )
-        self.epoch = 0
 
     def train_one_epoch(self, loader: Loader) -> dict[str, float]:
         if period := self.parameters.cosine_epochs:
             factor = cosine_factor(self.epoch, period, self.parameters.cosine_floor)
             self.optimizer.param_groups[1]["lr"] = factor * self.parameters.discriminator_rate
-        self.epoch += 1
         return super().train_one_epoch(loader)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -164,10 +161,3 @@ class SimpleNet(GradientAlgorithm):
             {"discriminator": gaussian_smooth(maps, self.parameters.sigma)},
             {"discriminator": patch_scores.amax(dim=(1, 2))},
         )
-
-    def training_state(self) -> dict[str, Tensor]:
-        return super().training_state() | {"epoch": torch.tensor(self.epoch)}
-
-    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        self.epoch = int(state["epoch"])
-        super().load_training_state({key: state[key] for key in state if key != "epoch"})
