@@ -63,7 +63,7 @@ def read_published(path: Path) -> Numbers:
 
 
 def metric_table(long: pd.DataFrame, metric: str, published: Numbers) -> pd.DataFrame:
-    """Write one metric's values, rows data set/category, columns algorithms.
+    """Write one metric's values, rows algorithms, columns data set/category.
 
     A cell is the mean over seeds, with ± the standard deviation (n - 1) if there are several, and
     the paper's number if it has one: `0.993 (paper 0.998)`.
@@ -77,8 +77,8 @@ def metric_table(long: pd.DataFrame, metric: str, published: Numbers) -> pd.Data
         paper = published.get((metric, algorithm, category))
         if paper is not None and dataset.startswith(PUBLISHED_ON):
             text += f" (paper {paper:.3f})"
-        rows.setdefault(f"{dataset}/{category}", {})[algorithm] = text
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("category")
+        rows.setdefault(algorithm, {})[f"{dataset}/{category}"] = text
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("algorithm")
 
 
 def reasons(long: pd.DataFrame, metric: str) -> list[str]:

@@ -30,6 +30,7 @@ def backbone(model: str, layers: Sequence[int]) -> Backbone:
         "weights": {"source": "random", "seed": 0},
         "layers": {f"stride{2 ** (layer + 1)}": layer for layer in layers},
         "reduction": 1,
+        "scale": 1,
         "padding": "zeros",
     }
     return Backbone(config)
