@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
@@ -25,6 +25,14 @@ class Loader(Protocol):
     def __len__(self) -> int: ...
 
 
+class Images(Protocol):
+    """Random access to images beside the category's own, for who `needs` them."""
+
+    def __len__(self) -> int: ...
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """Return images (B, 3, H, W), float32, on the context's device."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What an algorithm may know of its surroundings before it sees data."""
@@ -40,6 +48,12 @@ class Context:
     # Makes the backbone's network, pretrained, frozen, in eval mode: images (N, 3, H, W) -> a list
     # of (N, C, h, w), one for each layer; with layers' numbers as arguments it ends after the last.
     backbone: Callable[..., nn.Module] | None = None
+    # What an algorithm `needs` besides (`Algorithm.needs`). Teachers and the base come for
+    # prediction, too; of several teachers, keys have the prefix "0.", "1." and so on.
+    teacher: Mapping[str, Tensor] | None = None
+    base: Algorithm | None = None
+    outside: Images | None = None
+    textures: Images | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,12 @@ class Algorithm(ABC):
         The (map method, score method) that the leaderboard shows.
     builds_on_backbone
         Whether an algorithm that reads images starts from a network, ``context.backbone()``.
+    needs
+        What else it wants; its YAML says which. ``teacher``: tensors that a :class:`Teacher` left,
+        trained once for all categories. ``base``: a trained algorithm of the same category and
+        seed. ``outside``: normal images of anything else, normalised as batches are. ``textures``:
+        photographs of textures with pixels in [0, 1], or none, and generated ones do.
+        ``validation``: normal images held out of training, for :meth:`calibrate`.
     shuffle
         Whether training batches come in a new random order each epoch.
     prediction_parameters
@@ -71,6 +91,7 @@ class Algorithm(ABC):
     inputs: ClassVar[Literal["features", "images"]]
     primary: ClassVar[tuple[str, str]]
     builds_on_backbone: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
     shuffle: ClassVar[bool] = True
     prediction_parameters: ClassVar[tuple[str, ...]] = ()
 
@@ -86,6 +107,12 @@ class Algorithm(ABC):
         """Prepare for prediction after the last epoch; timed as training.
 
         Training may go on afterwards (the stage ``learning`` does that) and must not notice.
+        """
+
+    def calibrate(self, loader: Loader) -> None:  # noqa: B027 - optional, empty by default
+        """Set scales by held-out normal images, after :meth:`before_eval`; timed as training.
+
+        Only who needs ``validation`` is asked. Training may go on afterwards, and must not notice.
         """
 
     @abstractmethod
@@ -162,6 +189,69 @@ class GradientAlgorithm(Algorithm):
         load_optimizer_moments(self.optimizer, moments)
 
 
+class Teacher(ABC):
+    """What is trained once, on images of all kinds, for algorithms that need a ``teacher``.
+
+    A file ``algorithms/teachers/<kind>.py`` holds one, with its ``Hyperparameters``. Its images are
+    ``[(N, 3, H, W)]``, those of its context; who distils a backbone asks ``context.backbone``.
+
+    Attributes
+    ----------
+    network
+        All that is trained, and, as buffers, what :meth:`prepare` finds out.
+    optimizer
+        Of the network's parameters.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, parameters: Any, context: Context) -> None:
+        self.parameters = parameters
+        self.context = context
+
+    def prepare(self, loader: Loader) -> None:  # noqa: B027 - optional, empty by default
+        """Take statistics of the images before the first step."""
+
+    @abstractmethod
+    def loss(self, images: Tensor) -> Tensor:
+        """Return the loss of one step on images (N, 3, H, W), a scalar."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what algorithms get as ``context.teacher``."""
+        return dict(self.network.state_dict())
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state` returned."""
+        self.network.load_state_dict(state)
+
+    def published(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Translate published weights into a :meth:`state`.
+
+        Raises
+        ------
+        ValueError
+            If they are none that this kind of teacher knows.
+        """
+        raise ValueError(f"{type(self).__name__} knows no published weights")
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Return what resuming needs beyond :meth:`state`."""
+        return optimizer_moments(self.optimizer)
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`training_state` returned."""
+        load_optimizer_moments(self.optimizer, state)
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors``."""
+        save_tensors(self.state(), folder / "model.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote."""
+        self.load_state(load_file(folder / "model.safetensors", device=str(self.context.device)))
+
+
 def optimizer_moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return an optimiser's moments by parameter number and name, e.g. ``0.exp_avg``."""
     return {
@@ -189,7 +279,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 AlgorithmT = TypeVar("AlgorithmT", bound=type[Algorithm])
+TeacherT = TypeVar("TeacherT", bound=type[Teacher])
 _REGISTRY: dict[str, type[Algorithm]] = {}
+_TEACHERS: dict[str, type[Teacher]] = {}
 
 
 def register(name: str) -> Callable[[AlgorithmT], AlgorithmT]:
@@ -204,6 +296,24 @@ def register(name: str) -> Callable[[AlgorithmT], AlgorithmT]:
         return cls
 
     return decorate
+
+
+def register_teacher(kind: str) -> Callable[[TeacherT], TeacherT]:
+    """Register a class as the teacher ``kind``, which must be its file's name too."""
+
+    def decorate(cls: TeacherT) -> TeacherT:
+        if cls.__module__ != f"algorithms.teachers.{kind}":
+            raise ValueError(f"teacher {kind} must live in algorithms/teachers/{kind}.py")
+        _TEACHERS[kind] = cls
+        return cls
+
+    return decorate
+
+
+def create_teacher(kind: str, parameters: Mapping[str, Any], context: Context) -> Teacher:
+    """Build the teacher ``kind`` with its hyperparameters."""
+    module = importlib.import_module(f"algorithms.teachers.{kind}")
+    return _TEACHERS[kind](module.Hyperparameters(**parameters), context)
 
 
 def names() -> list[str]:

@@ -3,8 +3,10 @@
 So planning imports neither torch nor any metric. ``algorithms/<name>.py`` holds a dataclass
 ``Hyperparameters`` (the one place where a parameter, its type and its default are written) and a
 class decorated with ``@register("<name>")`` whose attribute ``inputs`` says what its batches hold,
-``builds_on_backbone`` whether it needs a network, too, and ``prediction_parameters`` which of the
-parameters training does not read.
+``builds_on_backbone`` whether it needs a network, too, ``needs`` what else, and
+``prediction_parameters`` which of the parameters training does not read.
+``algorithms/teachers/<kind>.py`` holds such a dataclass, too, and a class decorated with
+``@register_teacher("<kind>")``.
 A metric's file holds a function decorated with ``@register("<name>", level=...)``; its parameters
 after the samples are the metric's.
 """
@@ -24,6 +26,9 @@ ANNOTATIONS: dict[str, Any] = {
 } | {"Literal": Literal, "None": None}
 
 
+NEEDS = ("teacher", "base", "outside", "textures", "validation")
+
+
 class DeclarationError(ValueError):
     """A file does not declare what the contract of algorithms or of metrics asks for."""
 
@@ -37,6 +42,7 @@ class Declaration:
     hyperparameters: type[BaseModel]
     prediction_parameters: tuple[str, ...] = ()
     builds_on_backbone: bool = False
+    needs: tuple[str, ...] = ()
 
 
 @lru_cache
@@ -47,25 +53,46 @@ def declaration(path: Path) -> Declaration:
     ------
     DeclarationError
         If the registered class, its ``inputs`` or a literal default is missing, or
-        ``prediction_parameters`` names none of the hyperparameters.
+        ``prediction_parameters`` names none of the hyperparameters, or ``needs`` something unknown.
     """
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    registered = [node for node in classes if _registered_name(node) == path.stem]
-    if len(registered) != 1:
-        raise DeclarationError(f'{path}: expected one class under @register("{path.stem}")')
-    inputs = _literal_attribute(registered[0], "inputs")
+    registered, fields = _registered_class(path, "register")
+    inputs = _literal_attribute(registered, "inputs")
     if inputs not in ("features", "images"):
         raise DeclarationError(f'{path}: inputs must be "features" or "images", not {inputs!r}')
+    late = tuple(_literal_attribute(registered, "prediction_parameters") or ())
+    if unknown := [name for name in late if name not in fields]:
+        raise DeclarationError(f"{path}: prediction_parameters: {unknown} are no hyperparameters")
+    needs = tuple(_literal_attribute(registered, "needs") or ())
+    if unknown := [name for name in needs if name not in NEEDS]:
+        raise DeclarationError(f"{path}: needs: {unknown} are none of {', '.join(NEEDS)}")
+    builds = bool(_literal_attribute(registered, "builds_on_backbone"))
+    return Declaration(path.stem, inputs, _model(path, fields), late, builds, needs)
+
+
+@lru_cache
+def teacher_parameters(path: Path) -> type[BaseModel]:
+    """Read the hyperparameters of the teacher in ``path``.
+
+    Raises
+    ------
+    DeclarationError
+        If the registered class or a literal default is missing.
+    """
+    return _model(path, _registered_class(path, "register_teacher")[1])
+
+
+def _registered_class(path: Path, decorator: str) -> tuple[ast.ClassDef, dict[str, Any]]:
+    """Find the class that a file registers, and the fields of its ``Hyperparameters``."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    registered = [node for node in classes if _registered_name(node, decorator) == path.stem]
+    if len(registered) != 1:
+        raise DeclarationError(f'{path}: expected one class under @{decorator}("{path.stem}")')
     fields: dict[str, Any] = {}
     for node in classes:
         if node.name == "Hyperparameters":
             fields = dict(_field(path, statement) for statement in _annotated(node))
-    late = tuple(_literal_attribute(registered[0], "prediction_parameters") or ())
-    if unknown := [name for name in late if name not in fields]:
-        raise DeclarationError(f"{path}: prediction_parameters: {unknown} are no hyperparameters")
-    builds = bool(_literal_attribute(registered[0], "builds_on_backbone"))
-    return Declaration(path.stem, inputs, _model(path, fields), late, builds)
+    return registered[0], fields
 
 
 @lru_cache
@@ -106,12 +133,12 @@ def _model(path: Path, fields: dict[str, Any]) -> type[BaseModel]:
     return create_model(f"{path.stem}_parameters", __config__=config, **fields)
 
 
-def _registered_name(node: ast.ClassDef | ast.FunctionDef) -> str | None:
+def _registered_name(node: ast.ClassDef | ast.FunctionDef, name: str = "register") -> str | None:
     for decorator in node.decorator_list:
         if (
             isinstance(decorator, ast.Call)
             and isinstance(decorator.func, ast.Name)
-            and decorator.func.id == "register"
+            and decorator.func.id == name
         ):
             return str(ast.literal_eval(decorator.args[0]))
     return None

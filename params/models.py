@@ -81,6 +81,14 @@ class Benchmark(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     pipeline: Pipeline = Pipeline()
     page: Page | None = None
+    pretraining_images: str | None = Field(
+        None,
+        description="folder of images that teachers learn from (ImageNet); null: the training "
+        "images of all the run's data sets, and the demo's",
+    )
+    textures: str | None = Field(
+        None, description="folder of texture photographs (DTD); null: generated textures"
+    )
     learning_epochs: list[Annotated[int, Field(ge=1)]] = Field(
         [], description="also measure every algorithm after so many epochs (the paper's Figure 2)"
     )
@@ -139,6 +147,12 @@ class Backbone(Strict):
     std: RGB
     image_size: int | None = Field(None, ge=32, description="where the network dictates its own")
     dtype: Literal["float16", "float32"] = "float16"
+    last_stage: int | None = Field(
+        None,
+        ge=0,
+        description="EfficientNets: the stage, timm's blocks.<number>, that the coarsest layer "
+        "ends with; later ones of its stride are left out",
+    )
     padding: Literal["zeros", "reflect"] = "zeros"
     reduction: int = Field(1, ge=1, description="average-pooling factor before storing")
     scale: float = Field(
@@ -171,7 +185,33 @@ class Mvtec(Strict):
     image_size: int | None = Field(None, ge=32, description="instead of the protocol's")
 
 
-Dataset = Annotated[Demo | Mvtec, Field(discriminator="kind")]
+class Loco(Strict):
+    """A folder in MVTec LOCO AD's layout: masks by defect, ``defects_config.json`` per category."""
+
+    kind: Literal["loco"]
+    root: str
+    categories: list[Name] | None = Field(None, description="null: every folder below the root")
+    licence: str | None = None
+    image_size: int | None = Field(None, ge=32, description="instead of the protocol's")
+    mean_of_types: list[Name] = Field(
+        ["logical_anomalies", "structural_anomalies"],
+        description="defect types whose mean is reported beside the value of all pooled",
+    )
+
+
+class Visa(Strict):
+    """VisA as it is published: ``<category>/Data/...``, and a CSV that says what each image is."""
+
+    kind: Literal["visa"]
+    root: str
+    categories: list[Name] = Field(min_length=1)
+    licence: str | None = None
+    image_size: int | None = Field(None, ge=32, description="instead of the protocol's")
+    split_csv: str = Field("split_csv/1cls.csv", description="relative to the root")
+
+
+AnyDataset = Demo | Mvtec | Loco | Visa
+Dataset = Annotated[AnyDataset, Field(discriminator="kind")]
 
 
 class Algorithm(Strict):
@@ -182,9 +222,27 @@ class Algorithm(Strict):
         None, description="whose features it reads, or which network it builds on; a list: ensemble"
     )
     layers: list[Name] = []
+    teacher: Name | Annotated[list[Name], Field(min_length=1)] | None = Field(
+        None, description="of params/teachers/; a list: several"
+    )
+    base: Name | None = Field(None, description="the configuration that it builds upon, trained")
+    validation: float = Field(
+        0.1,
+        gt=0,
+        le=0.5,
+        description="share of the training images that is held out for who calibrates by them, "
+        "where the data set has no validation images",
+    )
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(32, ge=1)
     parameters: dict[str, Any] = {}
+
+    @property
+    def teachers(self) -> list[str]:
+        """The names of all its teachers."""
+        if self.teacher is None:
+            return []
+        return [self.teacher] if isinstance(self.teacher, str) else list(self.teacher)
 
     @property
     def backbones(self) -> list[str]:
@@ -192,6 +250,25 @@ class Algorithm(Strict):
         if self.backbone is None:
             return []
         return [self.backbone] if isinstance(self.backbone, str) else list(self.backbone)
+
+
+class Teacher(Strict):
+    """What is trained once, on images of all kinds, for algorithms that need a teacher."""
+
+    teacher: Name = Field(description="its kind: a file of algorithms/teachers/")
+    backbone: Name | None = Field(None, description="the network that it distils")
+    layers: list[Name] = []
+    image_size: int = Field(256, ge=32, le=4096)
+    steps: int = Field(ge=0)
+    batch_size: int = Field(16, ge=1)
+    weights: str | None = Field(None, description="file of published weights, instead of training")
+    parameters: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _trained_or_published(self) -> Teacher:
+        if (self.steps == 0) != (self.weights is not None):
+            raise ValueError("give steps to train, or steps: 0 and a file of weights")
+        return self
 
 
 class Metric(Strict):

@@ -17,6 +17,7 @@ from params.hyperparameters import (
     declaration,
     metric_parameters,
     registered_files,
+    teacher_parameters,
 )
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -33,11 +34,15 @@ class Run:
     benchmark: models.Benchmark
     algorithms: Mapping[str, models.Algorithm]
     backbones: Mapping[str, models.Backbone]
-    datasets: Mapping[str, models.Demo | models.Mvtec]
+    datasets: Mapping[str, models.AnyDataset]
     categories: Mapping[str, list[str]]
     metrics: Mapping[str, models.Metric]
     by_defect_type: bool
     figures: models.Figures
+    bases: Mapping[str, models.Algorithm]  # what algorithms build upon, listed or not
+    teachers: Mapping[str, models.Teacher]
+    # Whose training images teachers learn from: data set and its categories, by name.
+    pretraining: Mapping[str, tuple[models.AnyDataset, list[str]]]
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -199,8 +204,86 @@ def read_algorithm(root: Path, name: str, variant: str | None, asked_by: str) ->
             raise ParamsError(f"{reads}: give backbone and layers")
     elif config.backbones or config.layers:
         raise ParamsError(f"{reads}: backbone and layers are unused")
+    _check_needs(path, config, declared.needs)
     resolved = validate(declared.hyperparameters, config.parameters, f"{path}: parameters")
     return config.model_copy(update={"parameters": resolved.model_dump(mode="json")})
+
+
+def _check_needs(path: Path, config: models.Algorithm, needs: tuple[str, ...]) -> None:
+    """Check that a configuration names what its algorithm needs, and nothing that it does not."""
+    for key in ("teacher", "base", "validation"):
+        if key in needs and getattr(config, key) is None:
+            raise ParamsError(f"{path}: {config.algorithm} needs the key {key}")
+        if key not in needs and key in config.model_fields_set:
+            raise ParamsError(f"{path}: {key}: {config.algorithm} does not use it")
+
+
+def read_teacher(root: Path, name: str, variant: str | None, asked_by: str) -> models.Teacher:
+    """Read a teacher's YAML and check its hyperparameters against its own file."""
+    path = root / "params" / "teachers" / f"{name}.yaml"
+    config = validate(models.Teacher, read_config(path.parent, name, variant, asked_by), path)
+    source = root / "algorithms" / "teachers" / f"{config.teacher}.py"
+    if not source.is_file():
+        known = [file.stem for file in source.parent.glob("[!_]*.py")]
+        raise ParamsError(
+            f"{path}: teacher: {config.teacher}: no {source}; {_nearest(config.teacher, known)}"
+        )
+    try:
+        declared = teacher_parameters(source)
+    except DeclarationError as error:
+        raise ParamsError(str(error)) from error
+    if (config.backbone is None) != (not config.layers):
+        raise ParamsError(f"{path}: give both backbone and layers, or neither")
+    resolved = validate(declared, config.parameters, f"{path}: parameters")
+    return config.model_copy(update={"parameters": resolved.model_dump(mode="json")})
+
+
+def _read_bases(
+    root: Path, algorithms: Mapping[str, models.Algorithm], variant: str | None
+) -> dict[str, models.Algorithm]:
+    """Read the configurations that others build upon."""
+    bases: dict[str, models.Algorithm] = {}
+    for name, algorithm in algorithms.items():
+        if algorithm.base is None:
+            continue
+        path = f"params/algorithms/{name}.yaml: base"
+        base = read_algorithm(root, algorithm.base, variant, path)
+        if base.base is not None:
+            raise ParamsError(f"{path}: {algorithm.base} builds upon {base.base} itself")
+        folder = root / "algorithms"
+        one, other = (declaration(folder / f"{each.algorithm}.py") for each in (algorithm, base))
+        reads = [(each.backbones, each.layers) for each in (algorithm, base)]
+        if one.inputs != other.inputs or reads[0] != reads[1]:
+            raise ParamsError(f"{path}: {algorithm.base} does not read the same {one.inputs}")
+        if {"validation"} & {*one.needs} & {*other.needs} and (
+            algorithm.validation != base.validation
+        ):
+            raise ParamsError(
+                f"{path}: {algorithm.base} holds out {base.validation} of the training images, "
+                f"and {name} {algorithm.validation}: make validation the same"
+            )
+        bases[algorithm.base] = base
+    return bases
+
+
+def _read_pretraining(
+    root: Path,
+    benchmark: models.Benchmark,
+    algorithms: Iterable[models.Algorithm],
+    run: Mapping[str, tuple[Any, list[str]]],
+) -> dict[str, tuple[models.AnyDataset, list[str]]]:
+    """List the data sets whose training images are pretraining images, if any are wanted."""
+    needs = {
+        need
+        for one in algorithms
+        for need in declaration(root / "algorithms" / f"{one.algorithm}.py").needs
+    }
+    if benchmark.pretraining_images is not None or not needs & {"teacher", "outside"}:
+        return {}
+    if "demo" in run:
+        return {**run, "demo": (run["demo"][0], list(run["demo"][0].categories))}
+    demo = read_dataset(root, "demo", None)
+    return {**run, "demo": (demo, _categories(root, "demo", demo, "all"))}
 
 
 def read_metric(
@@ -277,15 +360,17 @@ def read_benchmark(root: Path, overrides: Mapping[str, Any]) -> models.Benchmark
     return validate(models.Benchmark, data, " + ".join(sources))
 
 
-def read_dataset(root: Path, name: str, new_root: str | None) -> models.Demo | models.Mvtec:
+def read_dataset(root: Path, name: str, new_root: str | None) -> models.AnyDataset:
     """Read a data set's YAML; ``new_root`` is the run's own place for it."""
     path = root / "params" / "datasets" / f"{name}.yaml"
     data = read_config(path.parent, name, asked_by="datasets")
     if new_root is not None:
         data["root"] = new_root
-    kinds: dict[str, type[models.Demo] | type[models.Mvtec]] = {
+    kinds: dict[str, type[models.AnyDataset]] = {
         "demo": models.Demo,
         "mvtec": models.Mvtec,
+        "loco": models.Loco,
+        "visa": models.Visa,
     }
     if data.get("kind") not in kinds:
         raise ParamsError(
@@ -300,7 +385,7 @@ def read_dataset(root: Path, name: str, new_root: str | None) -> models.Demo | m
 
 
 def _categories(
-    root: Path, name: str, dataset: models.Demo | models.Mvtec, asked: list[str] | str
+    root: Path, name: str, dataset: models.AnyDataset, asked: list[str] | str
 ) -> list[str]:
     place = root / dataset.root
     known = dataset.categories
@@ -333,6 +418,20 @@ def _categories(
     return list(asked)
 
 
+def _read_backbone(root: Path, name: str, layers: list[str], asked_by: str) -> models.Backbone:
+    """Read a backbone's YAML and check that it has the layers asked for."""
+    folder = root / "params" / "backbones"
+    data = read_config(folder, name, asked_by=f"{asked_by}: backbone")
+    backbone = validate(models.Backbone, data, folder / f"{name}.yaml")
+    for layer in layers:
+        if layer not in backbone.layers:
+            raise ParamsError(
+                f"{asked_by}: layers: {layer} is not a layer of {name}; "
+                f"{_nearest(layer, backbone.layers)}"
+            )
+    return backbone
+
+
 def read_run(root: Path, overrides: Mapping[str, Any] | None = None) -> Run:
     """Read and validate everything a run needs, before anything is computed.
 
@@ -362,23 +461,26 @@ def read_run(root: Path, overrides: Mapping[str, Any] | None = None) -> Run:
         name: read_algorithm(root, name, benchmark.variant, "algorithms")
         for name in benchmark.algorithms
     }
+    bases = _read_bases(root, algorithms, benchmark.variant)
+    teachers = {
+        teacher: read_teacher(
+            root, teacher, benchmark.variant, f"params/algorithms/{name}.yaml: teacher"
+        )
+        for name, algorithm in {**algorithms, **bases}.items()
+        for teacher in algorithm.teachers
+    }
     backbones: dict[str, models.Backbone] = {}
-    for name, algorithm in algorithms.items():
-        folder = root / "params" / "backbones"
+    for name, algorithm in {**algorithms, **bases}.items():
+        place = f"params/algorithms/{name}.yaml"
         for used in algorithm.backbones:
-            data = read_config(folder, used, asked_by=f"algorithms/{name}.yaml: backbone")
-            backbone = validate(models.Backbone, data, folder / f"{used}.yaml")
-            backbones[used] = backbone
-            for layer in algorithm.layers:
-                if layer not in backbone.layers:
-                    raise ParamsError(
-                        f"params/algorithms/{name}.yaml: layers: {layer} is not a layer of "
-                        f"{used}; {_nearest(layer, backbone.layers)}"
-                    )
+            backbones[used] = _read_backbone(root, used, algorithm.layers, place)
         sizes = {used: backbones[used].image_size for used in algorithm.backbones}
         if len(set(sizes.values())) > 1:
-            raise ParamsError(
-                f"params/algorithms/{name}.yaml: backbone: all must see images of one size: {sizes}"
+            raise ParamsError(f"{place}: backbone: all must see images of one size: {sizes}")
+    for name, model in teachers.items():
+        if model.backbone is not None:
+            backbones[model.backbone] = _read_backbone(
+                root, model.backbone, model.layers, f"params/teachers/{name}.yaml"
             )
     metrics_path = root / "params" / "metrics.yaml"
     metrics = validate(models.Metrics, read_yaml(metrics_path), metrics_path)
@@ -397,4 +499,12 @@ def read_run(root: Path, overrides: Mapping[str, Any] | None = None) -> Run:
         metrics=measured,
         by_defect_type=metrics.by_defect_type,
         figures=figures,
+        bases=bases,
+        teachers=teachers,
+        pretraining=_read_pretraining(
+            root,
+            benchmark,
+            [*algorithms.values(), *bases.values()],
+            {name: (datasets[name], categories[name]) for name in datasets},
+        ),
     )

@@ -10,10 +10,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from params import models
-from params.hyperparameters import declaration, metric_parameters, registered_files
+from params.hyperparameters import (
+    declaration,
+    metric_parameters,
+    registered_files,
+    teacher_parameters,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,8 +37,8 @@ def build(root: Path = ROOT) -> dict[str, dict[str, Any]]:
     benchmark = dict(
         partial, properties={**partial["properties"], "preset": {"type": ["string", "null"]}}
     )
-    dataset = TypeAdapter(models.Demo | models.Mvtec).json_schema()
-    for name in ("Demo", "Mvtec"):
+    dataset = TypeAdapter(models.AnyDataset).json_schema()
+    for name in ("Demo", "Mvtec", "Loco", "Visa"):
         dataset["$defs"][name] = _inheriting(dataset["$defs"][name])
     schemas = {
         "benchmark.schema.json": benchmark,
@@ -44,22 +49,26 @@ def build(root: Path = ROOT) -> dict[str, dict[str, Any]]:
         "figures.schema.json": models.Figures.model_json_schema(),
     }
     for source in registered_files(root / "algorithms"):
-        algorithm = _inheriting(models.Algorithm.model_json_schema())
-        parameters = declaration(source).hyperparameters.model_json_schema()
-        algorithm["properties"]["parameters"] = parameters
-        variant = dict(algorithm, title="variant")
-        variant.pop("$defs", None)
-        algorithm = dict(
-            algorithm,
-            properties={
-                **algorithm["properties"],
-                "variants": {"type": "object", "additionalProperties": variant},
-            },
+        schemas[f"algorithms/{source.stem}.schema.json"] = _configuration(
+            models.Algorithm, declaration(source).hyperparameters
         )
-        schemas[f"algorithms/{source.stem}.schema.json"] = algorithm
+    for source in sorted((root / "algorithms" / "teachers").glob("[!_]*.py")):
+        schemas[f"teachers/{source.stem}.schema.json"] = _configuration(
+            models.Teacher, teacher_parameters(source)
+        )
     for schema in schemas.values():
         schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return schemas
+
+
+def _configuration(model: type[models.Strict], hyperparameters: type[BaseModel]) -> dict[str, Any]:
+    """Schema of a YAML with ``parameters`` and ``variants`` of it."""
+    schema = _inheriting(model.model_json_schema())
+    schema["properties"]["parameters"] = hyperparameters.model_json_schema()
+    variant = dict(schema, title="variant")
+    variant.pop("$defs", None)
+    variants = {"type": "object", "additionalProperties": variant}
+    return dict(schema, properties={**schema["properties"], "variants": variants})
 
 
 def _metrics(catalogue: Path) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.hrnet import HighResolutionNetFeatures
 from torch import Tensor, nn
 
 from stages.artifacts.files import StageError
-from stages.artifacts.weights import weights_path
+from stages.artifacts.weights import read_state_dict, weights_path
 
 # EfficientNet-PyTorch's names -> timm's, for the first block of a stage 0 and for all others.
 SEPARABLE = {
@@ -71,15 +71,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], path: Path) -> No
     StageError
         If the file is no state dict, or lacks parameters of the model.
     """
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle, zip and safetensors each raise their own
-        raise StageError(f"{path}: not a readable state dict ({error})") from error
-    if not isinstance(state, Mapping):
-        raise StageError(f"{path}: not a state dict but a {type(state).__name__}")
+    state = read_state_dict(path)
     if weights["keys"] == "efficientnet_pytorch":
         try:
             state = timm_keys(state, model)
@@ -107,11 +99,25 @@ def reflect_padding(model: nn.Module) -> None:
             module.padding_mode = "reflect"
 
 
-def cut(model: nn.Module) -> None:
-    """Leave out what comes after the last layer: timm's EfficientNets would compute it."""
+def cut(model: nn.Module, last_stage: int | None) -> None:
+    """Leave out what comes after the last layer.
+
+    timm's EfficientNets would compute further stages, its HRNets the classifier's first layers,
+    which widen the branches fourfold. With ``last_stage``, an EfficientNet also loses the stages
+    after that one, so that the last layer is its output.
+    """
     if isinstance(model, EfficientNetFeatures):
-        stages = [name.split(".")[1] for name in model.feature_info.module_name()]
-        model.blocks = model.blocks[: int(stages[-1]) + 1]
+        stages = [int(name.split(".")[1]) for name in model.feature_info.module_name()]
+        model.blocks = model.blocks[: stages[-1] + 1]
+        if last_stage is not None:
+            if any(last_stage <= stage for stage in stages[:-1]):
+                raise StageError(f"last_stage: {last_stage}: layers need the stages {stages[:-1]}")
+            for number in range(last_stage + 1, len(model.blocks)):
+                model.blocks[number] = nn.Identity()
+    elif last_stage is not None:
+        raise StageError(f"last_stage does not work with {type(model).__name__}")
+    if isinstance(model, HighResolutionNetFeatures):
+        model.incre_modules = None
 
 
 def network(config: Mapping[str, Any], layers: list[str]) -> nn.Module:
@@ -145,7 +151,7 @@ class Backbone(nn.Module):
             ) from error
         if path is not None:
             load_weights(self.model, weights, path)
-        cut(self.model)
+        cut(self.model, config.get("last_stage"))
         if config["padding"] == "reflect":
             reflect_padding(self.model)
         self.requires_grad_(False)

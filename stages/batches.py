@@ -73,6 +73,37 @@ class ImageReader(AbstractContextManager["ImageReader"]):
         self.pool.shutdown()
 
 
+class Subset:
+    """Some rows of a reader."""
+
+    def __init__(self, reader: Reader, rows: np.ndarray) -> None:
+        self.reader, self.rows = reader, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        return self.reader.shapes
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray]:
+        return self.reader.read(self.rows[rows])
+
+
+class ReadImages:
+    """An image reader as algorithms see it: ``algorithms.base.Images``."""
+
+    def __init__(self, reader: ImageReader, device: torch.device) -> None:
+        self.reader, self.device = reader, device
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """Return images (B, 3, H, W), float32, on the device."""
+        return torch.from_numpy(self.reader.read(np.asarray(rows))[0]).to(self.device)
+
+
 class BatchLoader:
     """One epoch's batches, on the device.
 
@@ -102,3 +133,10 @@ def epoch_order(count: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
     if not shuffle:
         return np.arange(count)
     return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def held_out(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Split row numbers into those to train on and those held out: the same for every seed."""
+    order = np.random.default_rng(0).permutation(count)
+    cut = count - max(1, round(share * count))
+    return np.sort(order[:cut]), np.sort(order[cut:])

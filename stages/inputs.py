@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from algorithms.base import Algorithm, Context, create
+from algorithms.base import Algorithm, Context, Images, create
 from stages.artifacts.features import FeatureReader
-from stages.artifacts.files import StageError
+from stages.artifacts.files import StageError, images_in
 from stages.artifacts.index import read_index, usable
 from stages.artifacts.job import Job
-from stages.batches import ImageReader
+from stages.batches import ImageReader, Reader, ReadImages, Subset, held_out
 
 
 class EnsembleReader(AbstractContextManager["EnsembleReader"]):
@@ -60,15 +63,96 @@ def open_reader(job: Job, split: str, threads: int) -> FeatureReader | EnsembleR
         return FeatureReader(paths[0], split, parameters["layers"])
     table = usable(read_index(job.input("index")), split)
     root = Path(parameters["root"]) / job.key["category"]
+    return image_reader(parameters, [root / path for path in table["path"]], threads)
+
+
+def image_reader(
+    parameters: Mapping[str, Any], paths: Sequence[Path], threads: int, normalised: bool = True
+) -> ImageReader:
+    """Read images as a job's parameters say; not normalised, pixels are in [0, 1]."""
     return ImageReader(
-        [root / path for path in table["path"]],
+        paths,
         parameters["image_size"],
         parameters["crop"],
         parameters["interpolation"],
-        parameters["mean"],
-        parameters["std"],
+        parameters["mean"] if normalised else Context.mean,
+        parameters["std"] if normalised else Context.std,
         threads,
     )
+
+
+@contextmanager
+def open_training(job: Job, threads: int) -> Iterator[tuple[Reader, Reader | None]]:
+    """Open what is trained on and, for who calibrates, what is held out of it.
+
+    A data set's own validation images are held out, where it has any.
+    """
+    with ExitStack() as stack:
+        reader = open_reader(job, "train", threads)
+        stack.enter_context(reader)
+        share = job.parameters.get("validation")
+        if share is None:
+            yield reader, None
+        elif len(usable(read_index(job.input("index")), "validation")):
+            own = open_reader(job, "validation", threads)
+            stack.enter_context(own)
+            yield reader, own
+        else:
+            kept, held = held_out(len(reader), share)
+            yield Subset(reader, kept), Subset(reader, held)
+
+
+def training_images(folders: Sequence[str], indexes: Sequence[Path]) -> list[Path]:
+    """List the training images of categories' folders, or all images of one without an index.
+
+    Raises
+    ------
+    StageError
+        If there is none.
+    """
+    if not indexes:
+        paths = [path for folder in folders for path in images_in(Path(folder))]
+    else:
+        paths = [
+            Path(folder) / path
+            for folder, index in zip(folders, indexes, strict=True)
+            for path in usable(read_index(index), "train")["path"]
+        ]
+    if not paths:
+        raise StageError(f"no image in {', '.join(folders) or 'no folder'}")
+    return paths
+
+
+def load_teachers(paths: Sequence[Path]) -> dict[str, Tensor] | None:
+    """Load what the stage ``teach`` left; keys of several teachers are numbered."""
+    if not paths:
+        return None
+    states = [load_file(path / "model.safetensors") for path in paths]
+    if len(states) == 1:
+        return states[0]
+    return {
+        f"{number}.{key}": value
+        for number, state in enumerate(states)
+        for key, value in state.items()
+    }
+
+
+def _outside(job: Job, threads: int, device: torch.device) -> Images | None:
+    """Images that are not of the job's category, where it needs them."""
+    folders = job.parameters.get("outside_folders")
+    if folders is None:
+        return None
+    paths = training_images(folders, job.inputs.get("outside", []))
+    return ReadImages(image_reader(job.parameters, paths, threads), device)
+
+
+def _textures(job: Job, threads: int, device: torch.device) -> Images | None:
+    """Texture photographs, where there is a folder of them."""
+    folder = job.parameters.get("textures_folder")
+    if folder is None:
+        return None
+    paths = training_images([folder], [])
+    return ReadImages(image_reader(job.parameters, paths, threads, normalised=False), device)
 
 
 def image_ids(job: Job, split: str) -> list[str]:
@@ -92,9 +176,13 @@ def backbone_maker(job: Job, device: torch.device) -> Callable[..., nn.Module] |
 
 
 def create_algorithm(
-    job: Job, shapes: tuple[tuple[int, ...], ...], n_train: int, device: torch.device
+    job: Job,
+    shapes: tuple[tuple[int, ...], ...],
+    n_train: int,
+    device: torch.device,
+    threads: int = 1,
 ) -> Algorithm:
-    """Build a job's algorithm for inputs of these shapes."""
+    """Build a job's algorithm for inputs of these shapes, with all that it needs."""
     parameters = job.parameters
     size = (parameters["image_size"], parameters["image_size"])
     context = Context(
@@ -107,5 +195,14 @@ def create_algorithm(
         mean=tuple(parameters.get("mean", Context.mean)),
         std=tuple(parameters.get("std", Context.std)),
         backbone=backbone_maker(job, device),
+        outside=_outside(job, threads, device),
+        textures=_textures(job, threads, device),
     )
+    if base := parameters.get("base"):
+        below = replace(context, teacher=load_teachers(job.inputs.get("base_teacher", [])))
+        below = replace(below, outside=None, textures=None)
+        trained = create(base["algorithm"], base["parameters"], below)
+        trained.load(job.input("base"))
+        context = replace(context, base=trained)
+    context = replace(context, teacher=load_teachers(job.inputs.get("teacher", [])))
     return create(parameters["algorithm"], parameters["parameters"], context)

@@ -34,7 +34,7 @@ def learning_table(job: Job, options: Options) -> pd.DataFrame:
 
     """
     from stages.devices import prepare, seed_everything
-    from stages.inputs import create_algorithm, open_reader
+    from stages.inputs import create_algorithm, open_reader, open_training
     from stages.trainer import Checkpoint, train
 
     device, parameters = prepare(options.device, options.threads), job.parameters
@@ -43,16 +43,16 @@ def learning_table(job: Job, options: Options) -> pd.DataFrame:
     truth = read_truth(category, table, parameters["evaluation_size"], parameters["crop"])
     rows = []
     with (
-        open_reader(job, "train", options.threads) as images,
+        open_training(job, options.threads) as (images, held_out),
         open_reader(job, "test", options.threads) as test_images,
         tempfile.TemporaryDirectory() as folder,
     ):
         checkpoint = Checkpoint(Path(folder) / "checkpoint", job.fingerprint)
         for epochs in parameters["epochs"]:
             seed_everything(parameters["seed"], 0)
-            algorithm = create_algorithm(job, images.shapes, len(images), device)
+            algorithm = create_algorithm(job, images.shapes, len(images), device, options.threads)
             leg = {**parameters, "epochs": epochs}
-            progress = train(algorithm, images, leg, checkpoint, options.progress)
+            progress = train(algorithm, images, leg, checkpoint, options.progress, held_out)
             checkpoint.save(algorithm, progress)
             maps, scores, _ = predict_images(algorithm, test_images)
             map_method, score_method = algorithm.primary
@@ -61,6 +61,7 @@ def learning_table(job: Job, options: Options) -> pd.DataFrame:
                 truth.masks,
                 scores[score_method],
                 truth.labels,
+                truth.channels,
             )
             values = {
                 name: visionad_metrics.compute_on(

@@ -14,18 +14,18 @@ def body(job: Job, options: Options) -> dict[str, Any]:
     from dataclasses import asdict
 
     from stages.devices import prepare, seed_everything
-    from stages.inputs import create_algorithm, open_reader
+    from stages.inputs import create_algorithm, open_training
     from stages.trainer import Checkpoint, train
 
     device = prepare(options.device, options.threads)
     folder = job.outputs["model"].parent
     checkpoint = Checkpoint(folder / "checkpoint", job.fingerprint)
     parameters = dict(job.parameters)
-    with open_reader(job, "train", options.threads) as reader:
+    with open_training(job, options.threads) as (reader, held_out):
         seed_everything(parameters["seed"], 0)
-        algorithm = create_algorithm(job, reader.shapes, len(reader), device)
-        progress = train(algorithm, reader, parameters, checkpoint, options.progress)
-        count = len(reader)
+        algorithm = create_algorithm(job, reader.shapes, len(reader), device, options.threads)
+        progress = train(algorithm, reader, parameters, checkpoint, options.progress, held_out)
+        count, calibrated = len(reader), len(held_out or ())
     with atomic_path(job.outputs["model"]) as temporary:
         temporary.mkdir()
         algorithm.save(temporary)
@@ -37,6 +37,7 @@ def body(job: Job, options: Options) -> dict[str, Any]:
             "parameters": parameters["parameters"],
             "shapes": [list(shape) for shape in reader.shapes],
             "train_images": count,
+            "held_out_images": calibrated,
         },
     )
     checkpoint.remove()
@@ -44,6 +45,7 @@ def body(job: Job, options: Options) -> dict[str, Any]:
         "train_seconds": progress.seconds,
         "train_seconds_per_image": progress.seconds / count,
         "train_images": count,
+        "held_out_images": calibrated,
         "epochs": progress.epochs,
         "stopped_by": progress.stopped_by,
     }

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from algorithms.base import Algorithm, save_tensors
+from algorithms.base import Algorithm, Teacher, save_tensors
 from stages.artifacts.files import StageError, atomic_path, read_json, remove, write_json
 from stages.batches import BatchLoader, Reader, epoch_order
 from stages.devices import seed_everything
@@ -38,7 +38,7 @@ class Checkpoint:
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder, self.fingerprint = folder, fingerprint
 
-    def save(self, algorithm: Algorithm, progress: Progress) -> None:
+    def save(self, algorithm: Algorithm | Teacher, progress: Progress) -> None:
         """Replace the checkpoint atomically."""
         with atomic_path(self.folder) as temporary:
             temporary.mkdir(parents=True)
@@ -47,7 +47,7 @@ class Checkpoint:
             data = {"fingerprint": self.fingerprint, **asdict(progress)}
             write_json(temporary / "progress.json", data)
 
-    def restore(self, algorithm: Algorithm) -> Progress:
+    def restore(self, algorithm: Algorithm | Teacher) -> Progress:
         """Load the checkpoint, if there is one of the same job; else start from nothing."""
         path = self.folder / "progress.json"
         if not path.is_file():
@@ -73,7 +73,14 @@ def _timed(progress: Progress) -> Iterator[None]:
     progress.seconds += time.perf_counter() - start
 
 
-def _finite(losses: dict[str, float], epoch: int) -> dict[str, float]:
+def finite(losses: dict[str, float], epoch: int) -> dict[str, float]:
+    """Return the losses of an epoch, numbered from 0, as floats.
+
+    Raises
+    ------
+    StageError
+        If one is not finite.
+    """
     bad = [name for name, value in losses.items() if not math.isfinite(value)]
     if bad:
         raise StageError(
@@ -89,6 +96,7 @@ def train(
     parameters: dict[str, Any],
     checkpoint: Checkpoint,
     progress_bar: bool = True,
+    held_out: Reader | None = None,
 ) -> Progress:
     """Train until the epochs or the budget are used up, then prepare for prediction.
 
@@ -100,6 +108,8 @@ def train(
     ----------
     parameters
         ``epochs``, ``batch_size``, ``seed``, ``train_seconds`` (None: no limit).
+    held_out
+        Normal images that the reader does not have, for algorithms that calibrate by them.
 
     Raises
     ------
@@ -126,7 +136,7 @@ def train(
         loader = BatchLoader(reader, order, parameters["batch_size"], device)
         with _timed(progress):
             losses = algorithm.train_one_epoch(loader)
-        progress.losses.append(_finite(losses, progress.epochs))
+        progress.losses.append(finite(losses, progress.epochs))
         progress.epochs += 1
         bar.update()
         bar.set_postfix(losses)
@@ -138,4 +148,8 @@ def train(
     order = epoch_order(len(reader), seed, 0, shuffle=False)
     with _timed(progress):
         algorithm.before_eval(BatchLoader(reader, order, parameters["batch_size"], device))
+    if held_out is not None:
+        order = epoch_order(len(held_out), seed, 0, shuffle=False)
+        with _timed(progress):
+            algorithm.calibrate(BatchLoader(held_out, order, parameters["batch_size"], device))
     return progress

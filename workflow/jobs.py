@@ -16,21 +16,22 @@ from typing import Any
 from params import models
 from params.hyperparameters import Declaration, declaration
 from params.reading import ParamsError, Run, read_run
-from stages.artifacts.files import StageError
+from stages.artifacts.files import StageError, images_in
 from stages.artifacts.stamp import Stamp, read_stamp
 from stages.artifacts.weights import weights_path
-from workflow.fingerprint import Code, HashCache, Program, digest, folder_content, sha256_file
+from workflow.fingerprint import Code, HashCache, Program, digest, sha256_file
+from workflow.sources import source_digests
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN_FOLDER = Path(".plan")
 # Where the images lie says nothing about what they show.
-ADDRESSES = ("root",)
+ADDRESSES = ("root", "outside_folders", "pretraining_folders", "textures_folder")
 # What a job's key may hold, in the order in which it makes the job's name.
-FIELDS = ("page", "backbone", "algorithm", "dataset", "category", "seed")
-DATA_PARTS = ("train", "test", "ground_truth")
+FIELDS = ("page", "backbone", "teacher", "algorithm", "dataset", "category", "seed")
+DATA_PARTS = ("train", "validation", "test", "ground_truth")
 # What a job may read of a data set: all jobs below an index see these parts of it only. A changed
 # mask trains nothing anew, and neither does a changed test image.
-TRAINING, TEST = frozenset({"train"}), frozenset({"test"})
+TRAINING, VALIDATION, TEST = (frozenset({part}) for part in DATA_PARTS[:3])
 TRUTH, EVERYTHING = frozenset({"test", "ground_truth"}), frozenset(DATA_PARTS)
 
 
@@ -149,6 +150,16 @@ class Job:
         )
 
 
+@dataclass
+class Needed:
+    """What an algorithm needs besides its category's images or features."""
+
+    parameters: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, list[str]] = field(default_factory=dict)
+    upstream: list[Job] = field(default_factory=list)
+    data: dict[str, str | None] = field(default_factory=dict)
+
+
 class Jobs:
     """All jobs of a run, built from its parameters.
 
@@ -202,7 +213,7 @@ class Jobs:
                     train = self._add(
                         self._train(algorithm, dataset, category, seed, sources, index, check)
                     )
-                    predict = self._add(self._predict(train, sources, check))
+                    predict = self._add(self._predict(train, sources, index, check))
                     evaluate = self._add(self._evaluate(predict, index, check))
                     leaves.append((train, predict, evaluate))
                     if seed == run.benchmark.seeds[0]:
@@ -226,11 +237,26 @@ class Jobs:
         return self.run.benchmark.protocol
 
     def _geometry(self, dataset: str, backbone: str | None = None) -> dict[str, Any]:
+        return self._square(self._image_size(dataset, backbone))
+
+    def _square(self, size: int) -> dict[str, Any]:
         return {
-            "image_size": self._image_size(dataset, backbone),
+            "image_size": size,
             "crop": self.protocol.crop,
             "interpolation": self.protocol.interpolation,
         }
+
+    def _config(self, algorithm: str) -> models.Algorithm:
+        """A configuration of the run, or one that another builds upon."""
+        return self.run.algorithms.get(algorithm) or self.run.bases[algorithm]
+
+    def _listed(self, folder: str, key: str) -> str:
+        """Digest of the images in a folder by name and size: ImageNet's contents take too long."""
+        place = self.root / folder
+        images = [(str(path.relative_to(place)), path.stat().st_size) for path in images_in(place)]
+        if not images:
+            raise ParamsError(f"{key}: {place} holds no image")
+        return digest(images)
 
     def _weights_digest(self, name: str) -> str | None:
         """Hash of a backbone's weights file; for timm's own the name says it all.
@@ -259,21 +285,23 @@ class Jobs:
     # --- one method per stage -------------------------------------------------------------------
 
     def _index(self, dataset: str, category: str) -> Job:
-        config = self.run.datasets[dataset]
+        config = self.run.datasets.get(dataset) or self.run.pretraining[dataset][0]
+        layout = "mvtec" if isinstance(config, models.Demo) else config.kind
         place = f"results/index/{dataset}/{category}"
         job = Job(
             "index",
             {"dataset": dataset, "category": category},
-            {"root": config.root},
+            {"root": config.root, "layout": layout},
             {"index": f"{place}.parquet", "provenance": f"{place}.provenance.json"},
-            self.source.program("stages.index"),
+            self.source.program("stages.index", f"stages.layouts.{layout}"),
         )
+        if isinstance(config, models.Visa):
+            job.parameters["split_csv"] = config.split_csv
         if isinstance(config, models.Demo):
             job.upstream.append(self._add(self._demo_data(dataset, category, config)))
             job.inputs["category"] = [f"{config.root}/{category}"]
         else:
-            folder = self.root / config.root / category
-            job.data = {part: folder_content(folder, part, self.cache) for part in DATA_PARTS}
+            job.data = source_digests(config, self.root / config.root / category, self.cache)
         return job
 
     def _demo_data(self, dataset: str, category: str, config: models.Demo) -> Job:
@@ -307,8 +335,72 @@ class Jobs:
             return [index]
         return [
             self._features(backbone, dataset, category, index, check)
-            for backbone in self.run.algorithms[algorithm].backbones
+            for backbone in self._config(algorithm).backbones
         ]
+
+    def _pretraining(self) -> list[tuple[str, Job]]:
+        """Category folders and indexes of the images that teachers learn from."""
+        return [
+            (f"{config.root}/{category}", self._add(self._index(dataset, category)))
+            for dataset, (config, categories) in self.run.pretraining.items()
+            for category in categories
+        ]
+
+    def _teach(self, name: str) -> Job:
+        """The job that makes a teacher, once for all categories."""
+        config, place = self.run.teachers[name], f"results/teachers/{name}"
+        parameters: dict[str, Any] = {
+            "teacher": config.teacher,
+            "parameters": config.parameters,
+            "steps": config.steps,
+            "batch_size": config.batch_size,
+            "seed": 0,
+            "weights": config.weights,
+            **self._square(config.image_size),
+            "mean": self.protocol.mean,
+            "std": self.protocol.std,
+        }
+        modules = ["stages.teach", f"algorithms.teachers.{config.teacher}"]
+        data: dict[str, str | None] = {}
+        if config.backbone is not None:
+            backbone = self.run.backbones[config.backbone]
+            parameters |= {
+                "backbone": backbone.model_dump(mode="json"),
+                "layers": config.layers,
+                "mean": backbone.mean,
+                "std": backbone.std,
+            }
+            modules.append("stages.backbone")
+            data["weights"] = self._weights_digest(config.backbone)
+        if config.weights is not None:
+            path = self.root / config.weights
+            if not path.is_file():
+                raise ParamsError(f"params/teachers/{name}.yaml: weights: {path} is not there")
+            data["published"] = self.cache.get("sha256", path, sha256_file)
+        folder, indexes = self.run.benchmark.pretraining_images, []
+        if config.weights is None and folder is not None:
+            parameters["pretraining_folders"] = [folder]
+            data["images"] = self._listed(folder, "pretraining_images")
+        elif config.weights is None:
+            indexes = self._pretraining()
+            parameters["pretraining_folders"] = [place for place, _ in indexes]
+        return self._add(
+            Job(
+                "teach",
+                {"teacher": name},
+                parameters,
+                {
+                    "model": f"{place}/model",
+                    "training": f"{place}/training.json",
+                    "provenance": f"{place}/provenance.json",
+                },
+                self.source.program(*modules),
+                inputs={"index": [index.outputs["index"] for _, index in indexes]},
+                upstream=[index for _, index in indexes],
+                data=data,
+                sees={index.name: TRAINING for _, index in indexes},
+            )
+        )
 
     def _features(self, backbone: str, dataset: str, category: str, index: Job, check: Job) -> Job:
         place = f"results/features/{backbone}/{dataset}/{category}"
@@ -327,12 +419,12 @@ class Jobs:
                 upstream=[index],
                 waits_for=[check],
                 data={"weights": self._weights_digest(backbone)},
-                sees={index.name: TRAINING | self._usable_test},
+                sees={index.name: TRAINING | VALIDATION | self._usable_test},
             )
         )
 
     def _algorithm_parameters(self, algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
-        config = self.run.algorithms[algorithm]
+        config = self._config(algorithm)
         parameters = {
             "algorithm": config.algorithm,
             "parameters": config.parameters,
@@ -353,15 +445,67 @@ class Jobs:
         }
 
     def _declared(self, algorithm: str) -> Declaration:
-        file = f"{self.run.algorithms[algorithm].algorithm}.py"
+        file = f"{self._config(algorithm).algorithm}.py"
         return declaration(self.root / "algorithms" / file)
 
     def _network(self, algorithm: str) -> tuple[tuple[str, ...], dict[str, str | None]]:
         """Modules and weights that an algorithm which builds on a backbone depends on besides."""
         if not self._declared(algorithm).builds_on_backbone:
             return (), {}
-        (backbone,) = self.run.algorithms[algorithm].backbones
+        (backbone,) = self._config(algorithm).backbones
         return ("stages.backbone",), {"weights": self._weights_digest(backbone)}
+
+    def _lessons(
+        self, algorithm: str, dataset: str, category: str, seed: int, index: Job, check: Job
+    ) -> Needed:
+        """Teachers and the base that an algorithm builds upon, in training and prediction."""
+        config, needed = self._config(algorithm), Needed()
+        teachers = [self._teach(name) for name in config.teachers]
+        if teachers:
+            needed.inputs["teacher"] = [job.outputs["model"] for job in teachers]
+            needed.upstream += teachers
+        if config.base is not None:
+            base = self._config(config.base)
+            sources = self._sources(config.base, dataset, category, index, check)
+            train = self._add(
+                self._train(config.base, dataset, category, seed, sources, index, check)
+            )
+            needed.inputs["base"] = [train.outputs["model"]]
+            needed.upstream.append(train)
+            needed.parameters["base"] = {
+                "algorithm": base.algorithm,
+                "parameters": base.parameters,
+            }
+            if "teacher" in train.inputs:
+                needed.inputs["base_teacher"] = train.inputs["teacher"]
+        return needed
+
+    def _beside(self, algorithm: str, dataset: str, category: str) -> Needed:
+        """What only the training of an algorithm reads besides: other images, held-out ones."""
+        needs, needed = self._declared(algorithm).needs, Needed()
+        benchmark = self.run.benchmark
+        if "validation" in needs:
+            needed.parameters["validation"] = self._config(algorithm).validation
+        if "textures" in needs and benchmark.textures is not None:
+            needed.parameters["textures_folder"] = benchmark.textures
+            needed.data["textures"] = self._listed(benchmark.textures, "textures")
+        if "outside" in needs and benchmark.pretraining_images is not None:
+            needed.parameters["outside_folders"] = [benchmark.pretraining_images]
+            needed.data["outside"] = self._listed(
+                benchmark.pretraining_images, "pretraining_images"
+            )
+        elif "outside" in needs:
+            # By place: two data sets may share a folder, at other sizes.
+            own = (self.root / self.run.datasets[dataset].root / category).resolve()
+            others = [
+                (place, index)
+                for place, index in self._pretraining()
+                if (self.root / place).resolve() != own
+            ]
+            needed.parameters["outside_folders"] = [place for place, _ in others]
+            needed.inputs["outside"] = [index.outputs["index"] for _, index in others]
+            needed.upstream += [index for _, index in others]
+        return needed
 
     def _train(
         self,
@@ -373,15 +517,18 @@ class Jobs:
         index: Job,
         check: Job,
     ) -> Job:
-        config = self.run.algorithms[algorithm]
+        config = self._config(algorithm)
         declared, (modules, data) = self._declared(algorithm), self._network(algorithm)
+        lessons = self._lessons(algorithm, dataset, category, seed, index, check)
+        beside = self._beside(algorithm, dataset, category)
+        learned = TRAINING | (VALIDATION if "validation" in declared.needs else frozenset())
         read = {
             name: value
             for name, value in config.parameters.items()
             if name not in declared.prediction_parameters
         }
         place = f"results/models/{algorithm}/{dataset}/{category}/seed{seed}"
-        inputs = {"index": [index.outputs["index"]]}
+        inputs = {"index": [index.outputs["index"]], **lessons.inputs, **beside.inputs}
         if index not in sources:
             inputs["features"] = [source.outputs["features"] for source in sources]
         return Job(
@@ -394,6 +541,8 @@ class Jobs:
             },
             {
                 **self._algorithm_parameters(algorithm, dataset, seed),
+                **lessons.parameters,
+                **beside.parameters,
                 "parameters": read,
                 "epochs": config.epochs,
                 "batch_size": config.batch_size,
@@ -406,32 +555,41 @@ class Jobs:
             },
             self.source.program("stages.train", f"algorithms.{config.algorithm}", *modules),
             inputs=inputs,
-            upstream=list(sources),
+            upstream=[*sources, *lessons.upstream, *beside.upstream],
             waits_for=[check],
-            data=data,
-            sees={source.name: TRAINING for source in sources},
+            data={**data, **beside.data},
+            sees={
+                **{job.name: TRAINING for job in beside.upstream},
+                **{job.name: learned for job in sources},
+            },
         )
 
-    def _predict(self, train: Job, sources: list[Job], check: Job) -> Job:
-        algorithm, dataset = train.key["algorithm"], train.key["dataset"]
+    def _predict(self, train: Job, sources: list[Job], index: Job, check: Job) -> Job:
+        algorithm, dataset = (train.key[key] for key in ("algorithm", "dataset"))
         modules, data = self._network(algorithm)
+        lessons = self._lessons(
+            algorithm, dataset, train.key["category"], train.parameters["seed"], index, check
+        )
         place = "results/maps/" + "/".join(train.key.values())
         return Job(
             "predict",
             dict(train.key),
-            self._algorithm_parameters(algorithm, dataset, train.parameters["seed"]),
+            {
+                **self._algorithm_parameters(algorithm, dataset, train.parameters["seed"]),
+                **lessons.parameters,
+            },
             {"maps": f"{place}.h5", "provenance": f"{place}.provenance.json"},
             self.source.program(
                 "stages.predict",
-                f"algorithms.{self.run.algorithms[algorithm].algorithm}",
+                f"algorithms.{self._config(algorithm).algorithm}",
                 *modules,
             ),
             inputs={
-                **train.inputs,
+                **{name: paths for name, paths in train.inputs.items() if name != "outside"},
                 "model": [train.outputs["model"]],
                 "training": [train.outputs["training"]],
             },
-            upstream=[train, *sources],
+            upstream=[train, *sources, *lessons.upstream],
             waits_for=[check],
             data=data,
             sees={source.name: self._usable_test for source in sources},
@@ -442,6 +600,10 @@ class Jobs:
         metrics = {name: metric.model_dump() for name, metric in run.metrics.items()}
         place = "results/metrics/" + "/".join(predict.key.values())
         outputs = {name: f"{place}/{name}.json" for name in metrics}
+        config = run.datasets[dataset]
+        averaged = (
+            {"mean_of_types": config.mean_of_types} if isinstance(config, models.Loco) else {}
+        )
         return Job(
             "evaluate",
             dict(predict.key),
@@ -451,6 +613,7 @@ class Jobs:
                 "crop": self.protocol.crop,
                 "by_defect_type": run.by_defect_type,
                 "root": run.datasets[dataset].root,
+                **averaged,
             },
             {**outputs, "provenance": f"{place}/provenance.json"},
             self.source.program("stages.evaluate"),

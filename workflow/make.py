@@ -25,7 +25,7 @@ from workflow.plan import Plan, lock
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "data": (("demo_data",), ("data/demo",)),
     "index": (("index", "check"), ("results/index", "results/check")),
-    "features": (("features",), ("results/features",)),
+    "features": (("features", "teach"), ("results/features", "results/teachers")),
     "train": (("train",), ("results/models",)),
     "predict": (("predict",), ("results/maps",)),
     "evaluate": (("evaluate",), ("results/metrics",)),

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from stages.artifacts.files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from stages.artifacts.files import StageError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 # Modes that convert to 8-bit RGB without losing range: others (16-bit, CMYK, ...) are refused.
 COLOUR_MODES = ("L", "LA", "P", "RGB", "RGBA", "1")
 RESAMPLING = {
@@ -67,11 +67,16 @@ def load_image(path: Path, size: int, crop: float, interpolation: str) -> np.nda
 
 def load_mask(path: Path) -> np.ndarray:
     """Read a mask (H, W) bool at its own size: every value above 0 is anomalous."""
+    return load_mask_values(path) > 0
+
+
+def load_mask_values(path: Path) -> np.ndarray:
+    """Read a mask's values (H, W) at its own size; of several channels the largest."""
     image = open_image(path)
     if image.mode in ("LA", "RGBA", "P"):  # alpha marks nothing, and a palette may number white 0
         image = image.convert("L" if image.mode == "LA" else "RGB")
     mask = np.asarray(image)
-    return (mask if mask.ndim == 2 else mask.max(axis=2)) > 0
+    return mask if mask.ndim == 2 else mask.max(axis=2)
 
 
 def evaluation_mask(mask: np.ndarray, size: int, crop: float) -> np.ndarray:

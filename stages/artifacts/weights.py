@@ -1,4 +1,4 @@
-"""Where a backbone's weights lie on this machine (no torch: the plan asks too)."""
+"""Where weights lie on this machine, and what files of them hold; to ask where needs no torch."""
 
 from __future__ import annotations
 
@@ -27,6 +27,28 @@ def weights_path(weights: Mapping[str, Any]) -> Path | None:
     if not path.is_file():
         raise StageError(f"backbone weights: no such file: {path}")
     return path
+
+
+def read_state_dict(path: Path) -> Mapping[str, Any]:
+    """Read weights from safetensors or from a file of torch's own, on the CPU.
+
+    Raises
+    ------
+    StageError
+        If the file is no state dict.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle, zip and safetensors each raise their own
+        raise StageError(f"{path}: not a readable state dict ({error})") from error
+    if not isinstance(state, Mapping):
+        raise StageError(f"{path}: not a state dict but a {type(state).__name__}")
+    return state
 
 
 def _package_folder(package: str) -> Path:

@@ -7,8 +7,9 @@ the template can tell the two apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +19,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 import algorithms.base
-from algorithms.base import Algorithm, Context, Prediction, create
-from params.hyperparameters import declaration
+from algorithms.base import Algorithm, Context, Prediction, create, create_teacher
+from params.hyperparameters import Declaration, declaration
 from stages.backbone import network
-from stages.batches import BatchLoader, Reader
+from stages.batches import BatchLoader, Reader, Subset, held_out
 from stages.devices import prepare, seed_everything
 from stages.trainer import Checkpoint, Progress, train
 
@@ -37,7 +38,12 @@ NETWORK = {
     "reduction": 1,
     "scale": 1,
 }
-DEFECT = slice(16, 32)  # pixels, in both directions; whole cells of the coarsest layer
+DEFECT = (0.25, 0.5)  # of a side, in both directions; whole cells of the coarsest layer
+# What algorithms need in miniature: kinds and hyperparameters of teachers, untrained; and the
+# algorithm that another builds upon.
+TEACHERS: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+BASES: dict[str, tuple[str, dict[str, Any]]] = {}
+HELD_OUT = 0.25
 
 
 class MemoryReader:
@@ -68,7 +74,7 @@ class Toy:
     train: MemoryReader
     clean: MemoryReader
     defective: MemoryReader
-    mask: np.ndarray  # (SIZE, SIZE) bool, of the defect
+    mask: np.ndarray  # (size, size) bool, of the defect
 
     @property
     def test(self) -> MemoryReader:
@@ -77,7 +83,9 @@ class Toy:
         return MemoryReader([np.concatenate(pair) for pair in pairs])
 
 
-def _toy(shapes: tuple[tuple[int, int, int], ...], n_train: int = 13, n_test: int = 4) -> Toy:
+def _toy(
+    shapes: tuple[tuple[int, int, int], ...], size: int = SIZE, n_train: int = 13, n_test: int = 4
+) -> Toy:
     rng = np.random.default_rng(7)
     splits: dict[str, list[np.ndarray]] = {"train": [], "clean": [], "defective": []}
     for channels, height, width in shapes:
@@ -86,7 +94,7 @@ def _toy(shapes: tuple[tuple[int, int, int], ...], n_train: int = 13, n_test: in
         template = 1.5 + TEMPLATE * smooth / smooth.std()
         images = template + rng.normal(0, NOISE, (n_train + n_test, channels, height, width))
         planted = images[n_train:].copy()
-        cells = slice(DEFECT.start * height // SIZE, DEFECT.stop * height // SIZE)
+        cells = slice(*(int(share * height) for share in DEFECT))
         direction = rng.choice([-1.0, 1.0], size=(channels, 1, 1))
         planted[:, :, cells, cells] += SHIFT * direction
         for name, array in (
@@ -95,8 +103,9 @@ def _toy(shapes: tuple[tuple[int, int, int], ...], n_train: int = 13, n_test: in
             ("defective", planted),
         ):
             splits[name].append(array.astype(np.float32))
-    mask = np.zeros((SIZE, SIZE), bool)
-    mask[DEFECT, DEFECT] = True
+    mask = np.zeros((size, size), bool)
+    cells = slice(*(int(share * size) for share in DEFECT))
+    mask[cells, cells] = True
     return Toy(**{name: MemoryReader(arrays) for name, arrays in splits.items()}, mask=mask)
 
 
@@ -128,7 +137,7 @@ class Fit(Protocol):
         batch: int = 4,
         train_seconds: float | None = None,
         folder: Path | None = None,
-        size: int = SIZE,
+        size: int | None = None,
     ) -> Fitted: ...
 
 
@@ -145,9 +154,15 @@ def feature_toy() -> Toy:
 
 
 @pytest.fixture(scope="session")
-def image_toy() -> Toy:
+def image_toys() -> Callable[[int], Toy]:
+    """Return the function that makes normalised images of a size."""
+    return cache(lambda size: _toy(((3, size, size),), size))
+
+
+@pytest.fixture(scope="session")
+def image_toy(image_toys: Callable[[int], Toy]) -> Toy:
     """Normalised images."""
-    return _toy(((3, SIZE, SIZE),))
+    return image_toys(SIZE)
 
 
 @pytest.fixture(scope="session")
@@ -164,9 +179,13 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
         batch: int = 4,
         train_seconds: float | None = None,
         folder: Path | None = None,
-        size: int = SIZE,
+        size: int | None = None,
     ) -> Fitted:
         folder = folder or tmp_path_factory.mktemp(name)
+        held = None
+        if "validation" in declared(name).needs:
+            kept, calibrating = held_out(len(reader), HELD_OUT)
+            held, reader = Subset(reader, calibrating), Subset(reader, kept)
         seed_everything(seed, 0)
         algorithm = build(name, parameters, reader, seed=seed, size=size)
         training = {
@@ -176,7 +195,7 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
             "train_seconds": train_seconds,
         }
         checkpoint = Checkpoint(folder / "checkpoint", "a fingerprint")
-        progress = train(algorithm, reader, training, checkpoint, progress_bar=False)
+        progress = train(algorithm, reader, training, checkpoint, False, held)
         algorithm.save(folder)
         return Fitted(algorithm, progress, folder)
 
@@ -189,15 +208,69 @@ def toy_network(*layers: int) -> torch.nn.Module:
     return network(NETWORK, [names[layer] for layer in layers or range(len(names))])
 
 
+def declared(name: str) -> Declaration:
+    """What an algorithm's file declares."""
+    return declaration(Path(algorithms.base.__file__).with_name(f"{name}.py"))
+
+
+class OutsideImages:
+    """Other images than the toy's: of noise."""
+
+    def __init__(self, size: int) -> None:
+        noise = np.random.default_rng(11).normal(size=(5, 3, size, size))
+        self.images = torch.from_numpy(noise.astype(np.float32))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, rows: Sequence[int]) -> torch.Tensor:
+        return self.images[list(rows)]
+
+
+@cache
+def teachers(name: str, size: int) -> dict[str, torch.Tensor]:
+    """The teachers that an algorithm needs, numbered if there are several; they learned nothing."""
+    states = []
+    for kind, parameters in TEACHERS[name]:
+        seed_everything(5, 0)
+        shape = (3, size, size)
+        context = Context((size, size), (shape,), 5, 0, torch.device("cpu"), backbone=toy_network)
+        teacher = create_teacher(kind, parameters, context)
+        images = OutsideImages(size).images.numpy()
+        teacher.prepare(BatchLoader(MemoryReader([images]), np.arange(5), 2, context.device))
+        states.append({key: value.clone() for key, value in teacher.state().items()})
+    if len(states) == 1:
+        return states[0]
+    return {f"{number}.{key}": v for number, one in enumerate(states) for key, v in one.items()}
+
+
 def build(
-    name: str, parameters: Mapping[str, Any], reader: Reader, *, seed: int = 0, size: int = SIZE
+    name: str,
+    parameters: Mapping[str, Any],
+    reader: Reader,
+    *,
+    seed: int = 0,
+    size: int | None = None,
 ) -> Algorithm:
-    """Build an algorithm for a reader's shapes, untrained."""
+    """Build an algorithm for a reader's shapes, untrained, with all that it needs."""
     shapes = tuple((c, h, w) for c, h, w in reader.shapes)
+    wants = declared(name)
+    if size is None:
+        size = shapes[0][1] if wants.inputs == "images" else SIZE
     context = Context((size, size), shapes, len(reader), seed, torch.device("cpu"))
-    file = Path(algorithms.base.__file__).with_name(f"{name}.py")
-    if declaration(file).builds_on_backbone:
+    if wants.builds_on_backbone:
         context = replace(context, backbone=toy_network)
+    if "teacher" in wants.needs:
+        context = replace(context, teacher=teachers(name, size))
+    if "outside" in wants.needs:
+        context = replace(context, outside=OutsideImages(size))
+    if "base" in wants.needs:
+        base = build(*BASES[name], reader, seed=seed, size=size)
+        loader = BatchLoader(reader, np.arange(len(reader)), 4, context.device)
+        base.train_one_epoch(loader)
+        base.before_eval(loader)
+        base.calibrate(loader)
+        context = replace(context, base=base)
     return create(name, parameters, context)
 
 

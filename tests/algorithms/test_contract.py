@@ -18,8 +18,7 @@ from PIL import Image
 from scipy.stats import rankdata
 
 import algorithms.base
-from algorithms.base import Algorithm, Prediction
-from params.hyperparameters import declaration
+from algorithms.base import Algorithm, Prediction, save_tensors
 from stages import predict as predict_stage
 from stages import train as train_stage
 from stages.artifacts.features import FeatureWriter
@@ -31,7 +30,17 @@ from stages.command import Options
 from stages.devices import seed_everything
 from stages.index import build_index
 from stages.trainer import Checkpoint
-from tests.algorithms.conftest import NETWORK
+from tests.algorithms.conftest import (
+    BASES,
+    HELD_OUT,
+    NETWORK,
+    SIZE,
+    MemoryReader,
+    OutsideImages,
+    build,
+    declared,
+    teachers,
+)
 
 NO_LEARNING = {"random"}  # they learn nothing, so they find nothing
 LAYERS = ("stride4", "stride8", "stride16")
@@ -43,6 +52,7 @@ class Settings:
 
     parameters: dict[str, Any] = field(default_factory=dict)
     epochs: int = 10
+    size: int = SIZE  # of images
 
 
 SETTINGS = {
@@ -50,7 +60,25 @@ SETTINGS = {
         {"blocks": 2, "fibre_batch": 64, "meta_epochs": 10, "sub_epochs": 1, "learning_rate": 2e-3}
     ),
     "altub": Settings({"flow_steps": 2, "interval": 2}),  # so that resuming needs both optimisers
+    "ast": Settings(
+        {"teacher_epochs": 2, "kernel_sizes": (3, 5), "teacher_channels": 16}
+        | {"student_channels": 32, "student_blocks": 1, "learning_rate": 2e-3},
+        epochs=20,
+    ),
+    # Toy images are not centred: zeros around them are like noise, of which there must be enough.
+    "cdo": Settings(
+        {"skip_background": False, "half_sides": (16, 4), "learning_rate": 1e-2, "sigma": 2.0},
+        epochs=25,
+    ),
     "cfa": Settings({"sigma": 2.0}),
+    "efficientad": Settings(  # at 64 px a map has 8 x 8 cells and hardly reaches the defect
+        {"steps_per_epoch": 4, "learning_rate": 1e-3, "autoencoder_width": 0.25}, size=128
+    ),
+    "draem": Settings(
+        {"reconstruction_width": 8, "discrimination_width": 8, "rotated": 0.0}
+        | {"learning_rate": 3e-3, "milestones": (22, 26)},
+        epochs=30,
+    ),
     "fastflow2d": Settings({"flow_steps": 2}),
     "mspba": Settings(
         {
@@ -64,6 +92,16 @@ SETTINGS = {
         },
         epochs=4,
     ),
+    "memseg": Settings(
+        {"memory_items": 5, "decoder_channels": 8, "steps_per_epoch": 8, "worst_pixels": 20}
+        # Toy images leave [0, 1]: what is pasted is darker, and a stem would learn that alone.
+        | {"steps": 80, "warmup_steps": 8, "tune_backbone": False}
+    ),
+    "cutpaste": Settings(
+        {"pretrained": True, "frozen_steps": 0, "head_widths": (16,), "crop": 32, "stride": 8}
+        | {"steps": 12, "steps_per_epoch": 3, "density_crops": 8, "sigma": 4.0},
+        epochs=4,
+    ),
     "msflow": Settings(
         {"blocks": (1, 1, 1), "condition_channels": 8, "learning_rate": 1e-3, "warmup_epochs": 3}
     ),
@@ -75,6 +113,15 @@ SETTINGS = {
         {"pretrain_dimension": None, "target_dimension": None, "coreset_ratio": 0.05}
         | {"window": 5, "width": 64, "depth": 3, "window_batch": 512, "sigma": 2.0}
     ),
+    "pfm": Settings(
+        {"latents": (12, 16, 20), "learning_rates": (3e-3, 3e-3, 3e-3)}, epochs=20
+    ),
+    "ppdm": Settings(
+        {"mode": "sp", "width": 4, "reduced_channels": 16, "codes": 20, "cosine_epochs": 20}
+        | {"bottleneck_blocks": 1, "decoder_blocks": (1, 1, 1), "sigma": 2.0},
+        epochs=20,
+    ),
+    "puad": Settings(epochs=1, size=128),
     "random": Settings(epochs=1),
     "simplenet": Settings(
         {
@@ -87,6 +134,7 @@ SETTINGS = {
         },
         epochs=40,
     ),
+    "student_teacher": Settings({"learning_rate": 3e-3, "stride": 2, "training_stride": 8}),
     "reverse_distillation": Settings(
         {"bottleneck_blocks": 1, "decoder_blocks": (1, 1, 1), "sigma": 2.0}, epochs=20
     ),
@@ -95,19 +143,14 @@ SETTINGS = {
 pytestmark = pytest.mark.parametrize("name", algorithms.base.names(), scope="module")
 
 
-def inputs(name: str) -> str:
-    """Whether an algorithm takes features or images."""
-    return declaration(Path(algorithms.base.__file__).with_name(f"{name}.py")).inputs
-
-
 @pytest.fixture(scope="module")
 def settings(name: str) -> Settings:
     return SETTINGS.get(name, Settings())
 
 
 @pytest.fixture(scope="module")
-def toy(name: str, feature_toy: Any, image_toy: Any) -> Any:
-    return feature_toy if inputs(name) == "features" else image_toy
+def toy(name: str, settings: Settings, feature_toy: Any, image_toys: Any) -> Any:
+    return feature_toy if declared(name).inputs == "features" else image_toys(settings.size)
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +212,14 @@ def test_what_only_prediction_reads_trains_nothing(
     name: str, settings: Settings, toy: Any, fit: Any
 ) -> None:
     """The plan keeps the model when one of these changes."""
-    declared = declaration(Path(algorithms.base.__file__).with_name(f"{name}.py"))
-    if not declared.prediction_parameters:
+    says = declared(name)
+    if not says.prediction_parameters:
         pytest.skip("all its parameters count in training")
-    defaults = declared.hyperparameters().model_dump() | settings.parameters
-    others = {key: defaults[key] + 1 for key in declared.prediction_parameters}
+    defaults = says.hyperparameters().model_dump() | settings.parameters
+    others = {key: defaults[key] + 1 for key in says.prediction_parameters}
     one = fit(name, settings.parameters, toy.train, epochs=1).algorithm
     other = fit(name, settings.parameters | others, toy.train, epochs=1).algorithm
-    assert type(one).prediction_parameters == declared.prediction_parameters
+    assert type(one).prediction_parameters == says.prediction_parameters
     states = [*one.state().items()], [*other.state().items()]
     for (key, left), (same_key, right) in zip(*states, strict=True):
         assert key == same_key
@@ -357,6 +400,38 @@ def write_inputs(folder: Path, types: tuple[str, ...]) -> dict[str, Path]:
     return {"index": folder / "index.parquet", "features": folder / "features.h5"}
 
 
+def write_needs(
+    name: str, settings: Settings, folder: Path, parameters: dict[str, Any]
+) -> dict[str, Path]:
+    """Write what an algorithm needs besides; add to the job's parameters, return its inputs."""
+    needs, inputs = declared(name).needs, {}
+    if "validation" in needs:
+        parameters["validation"] = HELD_OUT
+    if "teacher" in needs:
+        inputs["teacher"] = folder / "teacher"
+        inputs["teacher"].mkdir()
+        save_tensors(teachers(name, settings.size), folder / "teacher" / "model.safetensors")
+    if "outside" in needs:
+        write_category(folder / "data" / "other", ("good",))
+        write_index(folder / "other.parquet", build_index(folder / "data" / "other"))
+        inputs["outside"] = folder / "other.parquet"
+        parameters["outside_folders"] = [str(folder / "data" / "other")]
+    if "base" in needs:
+        inputs["base"] = folder / "base"
+        inputs["base"].mkdir()
+        below, given = BASES[name]
+        seed_everything(0, 0)
+        build(below, given, MemoryReader([OutsideImages(settings.size).images.numpy()])).save(
+            folder / "base"
+        )
+        parameters["base"] = {"algorithm": below, "parameters": given}
+        if "teacher" in declared(below).needs:
+            inputs["base_teacher"] = folder / "teacher"
+            inputs["base_teacher"].mkdir()
+            save_tensors(teachers(below, settings.size), folder / "teacher" / "model.safetensors")
+    return inputs
+
+
 def run_stages(name: str, settings: Settings, folder: Path, types: tuple[str, ...]) -> list[bytes]:
     """Train and predict through job files; return the bytes of all maps and scores."""
     files = write_inputs(folder, types)
@@ -367,7 +442,7 @@ def run_stages(name: str, settings: Settings, folder: Path, types: tuple[str, ..
             "parameters": settings.parameters,
             "layers": list(LAYERS),
             "root": str(folder / "data"),
-            "image_size": 64,
+            "image_size": settings.size,
             "crop": 1.0,
             "interpolation": "bilinear",
             "mean": [0.485, 0.456, 0.406],
@@ -387,18 +462,20 @@ def run_stages(name: str, settings: Settings, folder: Path, types: tuple[str, ..
         "device": "cpu",
         "store": None,
     }
-    if inputs(name) == "images":
+    says = declared(name)
+    if says.inputs == "images":
         del files["features"]
-        if declaration(Path(algorithms.base.__file__).with_name(f"{name}.py")).builds_on_backbone:
+        if says.builds_on_backbone:
             layers = ["stride2", "stride4", "stride8"]
             job["parameters"] |= {"backbone": NETWORK, "layers": layers}
+    more = write_needs(name, settings, folder, job["parameters"])
     outputs = {"model": folder / "model", "training": folder / "training.json"}
     write_json(
         folder / "train.job.json",
         job
         | {
             "stage": "train",
-            "inputs": {key: [str(path)] for key, path in files.items()},
+            "inputs": {key: [str(path)] for key, path in (files | more).items()},
             "outputs": {key: str(path) for key, path in outputs.items()},
         },
     )
@@ -407,7 +484,7 @@ def run_stages(name: str, settings: Settings, folder: Path, types: tuple[str, ..
         job
         | {
             "stage": "predict",
-            "inputs": {key: [str(path)] for key, path in (files | outputs).items()},
+            "inputs": {key: [str(path)] for key, path in (files | more | outputs).items()},
             "outputs": {"maps": str(folder / "maps.h5")},
         },
     )

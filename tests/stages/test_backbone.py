@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
 from stages.artifacts.files import StageError
-from stages.backbone import Backbone, load_weights, timm_keys, weights_path
+from stages.backbone import Backbone, cut, load_weights, timm_keys, weights_path
 
 LITE0 = {
     "source": "package",
@@ -118,6 +119,38 @@ class TestEfficientNetLite0:
     def test_tensorflow_padding_cannot_be_reflected(self):
         with pytest.raises(StageError, match="padding: reflect does not work with Conv2dSame"):
             Backbone(config("tf_efficientnet_lite0", weights=LITE0, padding="reflect"))
+
+
+class TestHRNet:
+    """The branches of the last stage, as CDO wants them, not the classifier's wider ones."""
+
+    def test_features_are_the_branches(self, tmp_path):
+        torch.manual_seed(1)
+        whole = timm.create_model("hrnet_w18_small").eval()
+        torch.save(whole.state_dict(), tmp_path / "w.pth")
+        layers = {"stride4": 1, "stride8": 2, "stride16": 3}
+        backbone = Backbone(
+            config("hrnet_w18_small", weights=file_weights(tmp_path / "w.pth"), layers=layers)
+        )
+        with torch.inference_mode():
+            found = backbone(images())
+            stem = whole.act1(whole.bn1(whole.conv1(images())))
+            branches = whole.stages(whole.act2(whole.bn2(whole.conv2(stem))))
+        shapes = {"stride4": (16, 16, 16), "stride8": (32, 8, 8), "stride16": (64, 4, 4)}
+        assert {name: tuple(layer.shape[1:]) for name, layer in found.items()} == shapes
+        for layer, other in zip(found.values(), branches, strict=False):
+            torch.testing.assert_close(layer, other)
+
+    def test_w32_is_as_published(self):
+        with torch.device("meta"):
+            model = timm.create_model("hrnet_w32", features_only=True, out_indices=(1, 2, 3))
+            cut(model, None)
+            found = model(torch.empty(2, 3, 256, 256))
+        assert [tuple(layer.shape[1:]) for layer in found] == [
+            (32, 64, 64),
+            (64, 32, 32),
+            (128, 16, 16),
+        ]
 
 
 class TestWeightFiles:
@@ -265,6 +298,61 @@ class TestOffline:
     def test_unknown_model(self):
         with pytest.raises(StageError, match="backbone resnet19: cannot be made"):
             Backbone(config("resnet19"))
+
+
+@pytest.fixture(scope="module")
+def b0() -> Any:
+    """An EfficientNet, and the same that ends with the sixth stage."""
+    layers = {"stride16": 3, "stride32": 4}
+    whole = Backbone(config("tf_efficientnet_b0", layers=layers))
+    return whole, Backbone(config("tf_efficientnet_b0", layers=layers, last_stage=5))
+
+
+class TestLastStage:
+    """EfficientNets have two stages of stride 32 (and of 16); timm's layers are the second ones."""
+
+    def test_the_coarsest_layer_is_the_stages_output(self, b0):
+        whole, cut = b0
+        outputs: list[torch.Tensor] = []
+        whole.model.blocks[5].register_forward_hook(lambda *call: outputs.append(call[2]))
+        with torch.inference_mode():
+            expected, found = whole(images()), cut(images())
+        assert tuple(expected["stride32"].shape[1:]) == (320, 2, 2)
+        assert tuple(found["stride32"].shape[1:]) == (192, 2, 2)
+        torch.testing.assert_close(found["stride32"], outputs[0], rtol=0, atol=0)
+        torch.testing.assert_close(found["stride16"], expected["stride16"], rtol=0, atol=0)
+
+    def test_later_stages_cost_nothing(self, b0):
+        whole, cut = b0
+        assert sum(1 for _ in cut.model.blocks[6].parameters()) == 0
+        assert sum(1 for _ in whole.model.blocks[6].parameters()) > 0
+
+    def test_finer_layers_alone_do_not_mind(self):
+        fine = Backbone(config("tf_efficientnet_b0", layers={"stride16": 3}, last_stage=5))
+        assert len(fine.model.blocks) == 5
+        assert fine(images())["stride16"].shape[1] == 112
+
+    def test_layers_may_not_become_one(self):
+        layers = {"stride16": 3, "stride32": 4}
+        with pytest.raises(StageError, match=r"last_stage: 4: layers need the stages \[4\]"):
+            Backbone(config("tf_efficientnet_b0", layers=layers, last_stage=4))
+
+    def test_only_efficientnets_have_stages(self):
+        with pytest.raises(StageError, match="last_stage does not work with FeatureListNet"):
+            Backbone(config(last_stage=2))
+
+    def test_ast_gets_304_channels_at_stride_32(self):
+        """The published configuration, on a network without weights."""
+        path = Path(__file__).parents[2] / "params/backbones/efficientnet_b5.yaml"
+        written = yaml.safe_load(path.read_text())
+        keys = ("layers", "last_stage")
+        with torch.device("meta"):
+            network = Backbone(
+                config(written["model"].split(".")[0], **{key: written[key] for key in keys})
+            )
+            found = network(torch.empty(1, 3, 768, 768))
+        assert tuple(found["stride32"].shape) == (1, 304, 24, 24)
+        assert sum(len(stage) for stage in list(network.model.blocks)[:6]) == 36
 
 
 def test_scale_multiplies_features() -> None:

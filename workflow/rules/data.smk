@@ -88,3 +88,27 @@ rule features:
         "features of {wildcards.dataset}/{wildcards.category} by {wildcards.backbone}"
     shell:
         "{params.stage}.features {input.job} --threads {threads} > {log} 2>&1"
+
+
+rule teach:
+    input:
+        job=".plan/teach/{teacher}.json",
+        files=files("teach"),
+    output:
+        model=directory("results/teachers/{teacher}/model"),
+        training="results/teachers/{teacher}/training.json",
+        stamp="results/teachers/{teacher}/provenance.json",
+    log:
+        "results/logs/teach/{teacher}.log",
+    conda:
+        "../envs/visionad.yaml"
+    threads: 1
+    resources:
+        mem_mb=3000,
+        gpu=USES_GPU,
+    params:
+        stage=WARM,
+    message:
+        "teaching {wildcards.teacher}"
+    shell:
+        "{params.stage}.teach {input.job} --threads {threads} > {log} 2>&1"
