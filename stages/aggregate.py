@@ -2,8 +2,9 @@
 
 `long.csv` holds every value, `costs.csv` what every run cost, `tables/<metric>.csv` categories x
 algorithms, and `leaderboard.md` all of it to read. The leaderboard shows an algorithm's primary
-method over all defect types. A category's value is the mean over seeds; an algorithm's is the mean
-over categories, and undefined (nan) as soon as one category is.
+method over all defect types; where the data set averages over types, that mean is a metric more,
+`<metric>_mean_of_types`. A category's value is the mean over seeds; an algorithm's is the mean over
+categories, and undefined (nan) as soon as one category is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from stages.artifacts.job import Job
 from stages.artifacts.provenance import read_provenance
 from stages.command import Options, run
 
+MEAN = "mean_of_types"
 RUN = ["category", "algorithm", "seed"]
 LONG = [
     "dataset", *RUN, "metric", "method", "primary", "defect_type", "value", "reason",
@@ -167,6 +169,19 @@ def headline(long: pd.DataFrame, metric: str) -> pd.DataFrame:
     return long[(long["metric"] == metric) & long["primary"] & (long["defect_type"] == "all")]
 
 
+def with_means_of_types(
+    long: pd.DataFrame, metrics: Sequence[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Make the means over defect types metrics of their own, each after the one that it is of."""
+    means = long[long["defect_type"] == MEAN]
+    if means.empty:
+        return long, list(metrics)
+    own = means.assign(metric=means["metric"] + f"_{MEAN}", defect_type="all")
+    names = [[metric, f"{metric}_{MEAN}"] for metric in metrics]
+    shown = {*metrics, *own["metric"]}
+    return pd.concat([long, own]), [name for pair in names for name in pair if name in shown]
+
+
 def _mean(values: pd.Series) -> float:
     return float(values.mean(skipna=False))
 
@@ -286,7 +301,8 @@ def unique(values: pd.Series, text: Callable[[Any], str] = str, missing: str = "
 
 def render(long: pd.DataFrame, costs: pd.DataFrame, parameters: Mapping[str, Any]) -> str:
     """Write the leaderboard as Markdown."""
-    metrics, categories = parameters["metrics"], parameters["categories"]
+    categories = parameters["categories"]
+    long, metrics = with_means_of_types(long, parameters["metrics"])
     settings = {name: parameters["settings"][name] for name in parameters["algorithms"]}
     spread = {
         (False, False): "One category, one seed.",
@@ -311,6 +327,12 @@ def render(long: pd.DataFrame, costs: pd.DataFrame, parameters: Mapping[str, Any
         f"{unique(costs['processor'])}, {unique(costs['threads'])} threads, "
         f"GPU {unique(costs['gpu'], missing='none')}.",
     ]
+    if len(metrics) > len(parameters["metrics"]):
+        lines += [
+            "",
+            f"`{MEAN}`: the mean over defect types, each against all good images; without it, all "
+            "defects are pooled. Papers report one or the other.",
+        ]
     for metric in metrics:
         text = metric_text(pivot(long, metric, categories), long, metric)
         lines += ["", f"## {metric}", "", text]
@@ -330,8 +352,9 @@ def body(job: Job, options: Options) -> dict[str, Any]:
     write_table(job.outputs["costs"], costs)
     with atomic_path(job.outputs["tables"]) as folder:
         folder.mkdir()
-        for metric in parameters["metrics"]:
-            table = with_mean(pivot(long, metric, parameters["categories"]))
+        shown, metrics = with_means_of_types(long, parameters["metrics"])
+        for metric in metrics:
+            table = with_mean(pivot(shown, metric, parameters["categories"]))
             table.to_csv(folder / f"{metric}.csv", lineterminator="\n")
     write_text(job.outputs["leaderboard"], render(long, costs, parameters))
     return {"rows": len(long)}

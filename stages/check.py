@@ -37,6 +37,7 @@ def find_problems(category: str, table: pd.DataFrame, min_train_images: int) -> 
         for row in table[table["problem"] != ""].to_dict("records")
     ]
     train, test = len(usable(table, "train")), len(usable(table, "test"))
+    held_out = table[table["split"] == "validation"]
     if train < min_train_images:
         problems.append(
             Problem(
@@ -49,6 +50,10 @@ def find_problems(category: str, table: pd.DataFrame, min_train_images: int) -> 
         )
     if not test:
         problems.append(Problem(category, "test", "no usable test image", "add images", fatal=True))
+    if len(held_out) and not len(usable(held_out, "validation")):
+        # Else training images would be held out instead: another protocol, unnoticed.
+        problem = "no usable validation image"
+        problems.append(Problem(category, "validation", problem, "replace the files", fatal=True))
     return problems
 
 
@@ -79,22 +84,23 @@ def body(job: Job, options: Options) -> dict[str, Any]:
     for path in job.inputs["indexes"]:
         table = read_index(path)
         problems += find_problems(path.stem, table, job.parameters["min_train_images"])
-        train, test = usable(table, "train"), usable(table, "test")
+        test = usable(table, "test")
         counts.append(
-            (
-                path.stem,
-                len(train),
-                int((test["label"] == 0).sum()),
-                int(test["label"].sum()),
-                int((table["problem"] != "").sum()),
-            )
+            {
+                "category": path.stem,
+                "train": len(usable(table, "train")),
+                "validation": len(usable(table, "validation")),
+                "test good": int((test["label"] == 0).sum()),
+                "test defective": int(test["label"].sum()),
+                "left out": int((table["problem"] != "").sum()),
+            }
         )
-    columns = ["category", "train", "test good", "test defective", "left out"]
     report = Path(job.outputs["check"]).with_name("report.md")
     root = job.parameters["root"]
-    write_text(
-        report, render_report(dataset, root, problems, pd.DataFrame(counts, columns=columns))
-    )
+    counted = pd.DataFrame(counts)
+    if not counted["validation"].any():
+        counted = counted.drop(columns="validation")
+    write_text(report, render_report(dataset, root, problems, counted))
     bad = [p for p in problems if p.fatal or policy == "fail"]
     if bad:
         lines = [f"  {root}/{p.category}/{p.file}: {p.problem} -> {p.remedy}" for p in bad]

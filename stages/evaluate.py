@@ -1,15 +1,16 @@
 """Compute the metrics of one (algorithm, category, seed): only those that are stale.
 
 One file per metric. Each holds a value per method and, if asked for, per defect type, where one
-type is set against all good images. A value that is undefined is null and has a reason. The
-metrics of one method and group of images share one sort.
+type is set against all good images, and the mean of those types that a data set averages over. A
+value that is undefined is null and has a reason. The metrics of one method and group of images
+share one sort.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from PIL import Image
 
 import visionad_metrics
 from stages.artifacts.files import StageError, read_json, remove, write_json
-from stages.artifacts.images import united_mask
+from stages.artifacts.images import evaluation_mask, load_mask
 from stages.artifacts.index import read_index, usable
 from stages.artifacts.job import Job
 from stages.artifacts.maps import MapsInfo, read_info, read_maps, read_scores
 from stages.command import Options, run
+from visionad_metrics.saturation import Channel, Saturation
 
-ALL = "all"
+ALL, MEAN = "all", "mean_of_types"
 CURVE_POINTS = 250
 
 
@@ -36,23 +38,52 @@ class Truth:
     labels: np.ndarray  # (N,) bool
     defect_types: np.ndarray  # (N,) str
     masks: np.ndarray  # (N, size, size) bool
+    channels: list[Channel] | None = None  # of all defects, if each says how much is all of it
 
-    def groups(self, by_defect_type: bool) -> dict[str, np.ndarray]:
-        """Row selections (N,) bool: all images, and each defect type with the good ones."""
+    def groups(self, by_defect_type: bool, averaged: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """Row selections (N,) bool: all images, and each defect type with the good ones.
+
+        Of the types, only those that are averaged unless all are asked for.
+        """
         groups = {ALL: np.ones(len(self.labels), bool)}
-        if by_defect_type:
-            for name in sorted(set(self.defect_types[self.labels])):
+        for name in sorted(set(self.defect_types[self.labels])):
+            if by_defect_type or name in averaged:
                 groups[name] = ~self.labels | (self.defect_types == name)
         return groups
 
+    def channels_of(self, rows: np.ndarray) -> list[Channel] | None:
+        """Select the channels of some images, which are numbered anew."""
+        if self.channels is None:
+            return None
+        places = np.cumsum(rows) - 1
+        return [
+            replace(one, image=int(places[one.image])) for one in self.channels if rows[one.image]
+        ]
+
 
 def read_truth(category: Path, table: pd.DataFrame, size: int, crop: float) -> Truth:
-    """Read labels and masks; several masks of one image are united."""
+    """Read labels and masks; several masks of one image are united.
+
+    Saturation areas in pixels are those of the image as it is, and shrink as the masks do. A defect
+    that the masks at this size do not show is none.
+    """
     masks = np.zeros((len(table), size, size), bool)
-    for row, names in enumerate(table["masks"]):
-        masks[row] = united_mask(category, names, size, crop)
+    channels: list[Channel] = []
+    stated = True
+    for row, image in enumerate(table.to_dict("records")):
+        scale = size**2 / (image["width"] * image["height"] * crop**2)
+        stated = stated and len(image["saturation"]) == len(image["masks"])
+        for number, name in enumerate(image["masks"]):
+            defect = evaluation_mask(load_mask(category / name), size, crop)
+            masks[row] |= defect
+            places = np.flatnonzero(defect)
+            if stated and places.size:
+                one = image["saturation"][number]
+                whole = Saturation(one["threshold"], one["relative"], one["defect"])
+                channels.append(Channel(row, places, whole.area(places.size, scale)))
     labels = table["label"].to_numpy().astype(bool)
-    return Truth(labels, table["defect_type"].to_numpy().astype(str), masks)
+    types = table["defect_type"].to_numpy().astype(str)
+    return Truth(labels, types, masks, channels if stated else None)
 
 
 def resize_maps(maps: np.ndarray, size: int) -> np.ndarray:
@@ -100,12 +131,34 @@ def record(
     }
 
 
+def mean_of_types(records: Sequence[Mapping[str, Any]], types: Sequence[str]) -> dict[str, Any]:
+    """Average one method's values of some defect types, each set against all good images."""
+    found = {record["defect_type"]: record for record in records}
+    reasons = [
+        f"{name}: {found[name]['reason'] if name in found else 'no such image'}"
+        for name in types
+        if name not in found or found[name]["value"] is None
+    ]
+    averaged = [found[name] for name in types if name in found]
+    values = [record["value"] for record in averaged]
+    return {
+        **records[0],
+        "defect_type": MEAN,
+        "value": None if reasons else sum(values) / len(values),
+        "reason": "; ".join(reasons) or None,
+        "defective_images": sum(record["defective_images"] for record in averaged),
+        "details": {"types": list(types)},
+        "curve": None,
+    }
+
+
 def evaluate(
     metrics: Mapping[str, Mapping[str, Any]],
     maps_path: Path,
     info: MapsInfo,
     truth: Truth,
     by_defect_type: bool,
+    averaged: Sequence[str] = (),
 ) -> dict[str, list[dict[str, Any]]]:
     """Compute metrics for every method and group; those of one group share one sort.
 
@@ -119,9 +172,11 @@ def evaluate(
         Labels and masks of the same images.
     by_defect_type
         Whether each defect type is set against the good images, too.
+    averaged
+        Defect types whose mean is a value, too.
     """
     records: dict[str, list[dict[str, Any]]] = {name: [] for name in metrics}
-    groups = truth.groups(by_defect_type)
+    groups = truth.groups(by_defect_type, averaged)
     for level in ("image", "pixel"):
         asked = {n: m for n, m in metrics.items() if visionad_metrics.level(m["metric"]) == level}
         primary = info.primary_map if level == "pixel" else info.primary_score
@@ -134,7 +189,9 @@ def evaluate(
             for group, rows in groups.items():
                 labels = truth.labels[rows]
                 if level == "pixel":
-                    samples = visionad_metrics.Samples(maps[rows], truth.masks[rows])
+                    samples = visionad_metrics.Samples(
+                        maps[rows], truth.masks[rows], channels=truth.channels_of(rows)
+                    )
                 else:
                     samples = visionad_metrics.Samples(scores=scores[rows], labels=labels)
                 for name, metric in asked.items():
@@ -142,6 +199,10 @@ def evaluate(
                         samples, metric["metric"], metric["parameters"]
                     )
                     records[name].append(record(result, method, method == primary, group, labels))
+            if averaged:
+                for name in asked:
+                    of_method = records[name][-len(groups) :]
+                    records[name].append(mean_of_types(of_method, averaged))
     return records
 
 
@@ -180,7 +241,14 @@ def body(job: Job, options: Options) -> dict[str, Any]:
             category, table.loc[info.ids], parameters["evaluation_size"], parameters["crop"]
         )
         metrics = {name: parameters["metrics"][name] for name in stale}
-        found = evaluate(metrics, maps_path, info, truth, parameters["by_defect_type"])
+        found = evaluate(
+            metrics,
+            maps_path,
+            info,
+            truth,
+            parameters["by_defect_type"],
+            parameters.get("mean_of_types", ()),
+        )
     for name, path in stale.items():
         write_json(
             path,

@@ -17,7 +17,7 @@ BATCH_SIZE = 16  # bounds the memory; results do not depend on it beyond roundin
 
 
 def body(job: Job, options: Options) -> dict[str, Any]:
-    """Write the features of all usable images, train and test."""
+    """Write the features of all usable images: train, test and, where there are any, validation."""
     import h5py
     import torch
     from tqdm import tqdm
@@ -37,8 +37,10 @@ def body(job: Job, options: Options) -> dict[str, Any]:
         h5py.File(temporary, "w", libver=LIBRARY) as file,
     ):
         file.attrs["backbone"] = config["model"]
-        for split in ("train", "test"):
+        for split in ("train", "test", "validation"):
             table = usable(index, split)
+            if split == "validation" and table.empty:
+                continue
             writer = FeatureWriter(file, split, table["image_id"].tolist(), config["dtype"])
             reader = ImageReader(
                 [root / path for path in table["path"]],

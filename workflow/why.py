@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.artifacts.files import StageError
 from stages.artifacts.stamp import Stamp
-from workflow.fingerprint import folder_hashes
-from workflow.jobs import ADDRESSES, DATA_PARTS, Job
+from stages.layouts.row import layout
+from workflow.jobs import ADDRESSES, Job
 from workflow.plan import CODE_FOLDER, Plan
+from workflow.sources import file_hashes
 
 RECORDED_CODE = Path("results/code")
 MANY = 5  # so many of a kind are named, the rest counted
@@ -111,22 +113,20 @@ class Why:
         before = self.indexed(job)
         if before is None:
             return [f"data: files below {parts} changed"]
-        from stages.index import find_images, find_masks
-
         folder = self.root / job.parameters["root"] / job.key["category"]
-        hashes: dict[str, str] = {}
-        for part in DATA_PARTS:
-            hashes |= folder_hashes(folder, part, self.plan.cache)
-        now = {}  # what an index would list: other files may lie beside the images
-        for row in find_images(folder):
-            for name in (row.path, *(find_masks(folder, row) if row.label else ())):
-                now[name] = hashes.get(name, "")
+        try:
+            # What an index would list: other files may lie beside the images.
+            rows = list(layout(job.parameters["layout"]).find_images(folder, job.parameters))
+        except StageError as error:
+            return [f"data: {error}"]
+        names = [name for row in rows for name in (row.path, *row.masks)]
+        hashes = file_hashes([folder / name for name in names], self.plan.cache)
+        now = {name: value or "" for name, value in zip(names, hashes, strict=True)}
         words = [f"data: {self.place(folder)}/{word}" for word in changed_names(before, now)]
         return shortened(words) or [f"data: a file below {parts} changed that is no image in use"]
 
     def indexed(self, job: Job) -> dict[str, str] | None:
         """Hashes of images and masks that the index lists; None if it is missing or broken."""
-        from stages.artifacts.files import StageError
         from stages.artifacts.index import read_index
 
         try:

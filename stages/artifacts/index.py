@@ -2,7 +2,9 @@
 
 ``image_id`` is ``<split>/<defect type>/<file stem>``; ``label`` 0 is good, 1 defective; ``masks``
 and ``path`` are relative to the category's folder, ``sha256`` and ``mask_sha256`` those of the
-files' bytes; ``problem`` is empty for a usable image.
+files' bytes; ``saturation`` says for each mask how much of its defect is all of it
+(:class:`stages.layouts.row.Saturation`), and is empty where the data set does not; ``problem`` is
+empty for a usable image.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ COLUMNS = {
     "label": "int8",
     "masks": "object",
     "mask_sha256": "object",
+    "saturation": "object",
     "width": "int32",
     "height": "int32",
     "mode": "str",
@@ -50,7 +53,7 @@ def read_index(path: Path) -> pd.DataFrame:
         raise StageError(f"{path}: no such file; run snakemake to make it") from None
     except (OSError, ValueError) as error:
         raise StageError(f"{path}: broken index ({error}); delete it and run again") from None
-    for name in ("masks", "mask_sha256"):
+    for name in ("masks", "mask_sha256", "saturation"):
         table[name] = [list(values) for values in table[name]]
     return table
 

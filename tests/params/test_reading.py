@@ -360,7 +360,7 @@ class TestErrors:
     def test_unknown_kind_of_data_set(self, root, write):
         file = write("datasets/mine.yaml", {"kind": "coco", "root": "r"})
         message = fails(root, {"datasets": {"mine": "all"}})
-        assert f"{file}: kind: expected one of demo, mvtec, given: 'coco'" in message
+        assert f"{file}: kind: expected one of demo, mvtec, loco, visa, given: 'coco'" in message
 
     def test_unknown_backbone_and_layer(self, root, write):
         padim = {"algorithm": "padim", "backbone": "efficientnet_lite", "layers": ["stride4"]}

@@ -380,7 +380,7 @@ def index_table(count: int) -> pd.DataFrame:
                 "image_id": f"test/{kind}/{number:03}", "path": f"test/{kind}/{number:03}.png",
                 "split": "test", "defect_type": kind, "label": label,
                 "masks": [f"m{number}"] if label else [],
-                "mask_sha256": [files_hash(-number)] if label else [], "width": 9, "height": 8, "mode": "RGB",
+                "mask_sha256": [files_hash(-number)] if label else [], "saturation": [], "width": 9, "height": 8, "mode": "RGB",
                 "sha256": files_hash(number), "problem": "", "remedy": "",
             }
         )  # fmt: skip
@@ -402,7 +402,7 @@ class TestIndex:
         back = read_index(tmp_path / "x.parquet")
         assert list(back.columns) == list(COLUMNS)
         assert back.to_dict("records") == table[list(COLUMNS)].to_dict("records")
-        for name in ("masks", "mask_sha256"):
+        for name in ("masks", "mask_sha256", "saturation"):
             assert [type(values) for values in back[name]] == [list] * 6
 
     def test_empty(self, tmp_path):

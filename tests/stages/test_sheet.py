@@ -31,6 +31,7 @@ def index_table(ids: list[str]) -> pd.DataFrame:
             "label": int(not name.startswith("good")),
             "masks": [] if name.startswith("good") else [f"{name}_a.png", f"{name}_b.png"],
             "mask_sha256": [] if name.startswith("good") else ["", ""],
+            "saturation": [],
             "width": SIZE,
             "height": SIZE,
             "mode": "L",
