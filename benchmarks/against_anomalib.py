@@ -78,8 +78,12 @@ CASES = [
     Case("fastflow", "fastflow2d", RESNET, (1, 2, 3), {}, {}, steps=True),
     Case("fastflow", "fastflow2d", WIDE, (1, 2, 3), {}, {}, steps=True, heavy=True),
 ]
-CORESET = Case("coreset", "coreset", "-", (), {}, {})
-NAMES = list(dict.fromkeys(case.name for case in [*CASES, CORESET]))
+# The authors' projection to 128 dimensions, and none: anomalib's has 270 and a radius between.
+CORESETS = [
+    Case("coreset", "coreset", place, (), {"dimensions": dimensions}, {})
+    for place, dimensions in (("to 128 dimensions", 128), ("unprojected", None))
+]
+NAMES = list(dict.fromkeys(case.name for case in [*CASES, *CORESETS]))
 FIGURES = {
     "fit": ("fit or step, s", ".2f"),
     "1": ("1 image, ms", ".0f"),
@@ -149,7 +153,7 @@ class Bench:
     def make_samples(self, cases: list[Case]) -> None:
         """Write what both sides read."""
         counts = [self.arguments.images, self.arguments.size, self.arguments.rows, COLUMNS]
-        models = sorted({case.backbone for case in cases} - {CORESET.backbone})
+        models = sorted({case.backbone for case in cases} - {case.backbone for case in CORESETS})
         command = [*self.programs[OURS], "--samples", str(self.folder), *map(str, counts), *models]
         subprocess.run(command, check=True)
 
@@ -170,6 +174,7 @@ class Bench:
             "images": str(self.folder / "images.pt"),
             "weights": str(self.folder / f"{case.backbone}.pt"),
             "rows": str(self.folder / "rows.pt"),
+            "dimensions": case.ours.get("dimensions"),
             "chosen": str(self.folder / f"chosen_{side}.pt"),
         }
 
@@ -215,7 +220,7 @@ class Bench:
                 if "skipped" in result:
                     figures.skipped[side] = result["skipped"]
                 figures.rounds[side].append(result)
-                if case is CORESET and "skipped" not in result and not number:
+                if case in CORESETS and "skipped" not in result and not number:
                     figures.radius[side] = self.radius(side)
                 note = result.get("skipped") or f"{time.perf_counter() - start:.0f} s in all"
                 print(f"{figures}, {side}: {note}", file=sys.stderr, flush=True)
@@ -308,7 +313,7 @@ def report(arguments: argparse.Namespace) -> None:
     measured: list[Figures] = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments, python, Path(folder))
-        cases = [case for case in [*CASES, CORESET] if case.name in arguments.only]
+        cases = [case for case in [*CASES, *CORESETS] if case.name in arguments.only]
         bench.make_samples(cases)
         for case in cases:
             for threads in arguments.threads:

@@ -195,8 +195,8 @@ def make(job: Job, images: Tensor) -> Method:
     return METHODS[job["algorithm"]](job, images)
 
 
-def choose(rows: Tensor, size: int) -> Tensor:
-    """The coreset as its PatchCore makes it."""
+def choose(rows: Tensor, size: int, dimensions: int | None) -> Tensor:
+    """The coreset as its PatchCore makes it, whose projection depends on the rows alone."""
     sampler = KCenterGreedy(rows, sampling_ratio=(size + 0.5) / len(rows))
     return torch.as_tensor(sampler.select_coreset_idxs())
 

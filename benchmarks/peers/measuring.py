@@ -20,6 +20,8 @@ from torch import Tensor
 
 Job = dict[str, Any]
 Result = dict[str, Any]
+# Chooses rows (N, D): how many, and after a projection to how many dimensions (ours alone is told).
+Choose = Callable[[Tensor, int, int | None], Tensor]
 
 BATCHES = {1: 8, 8: 3}  # images predicted at a time -> how often, after once to warm up
 # Of torch, C++ and oneDNN.
@@ -109,20 +111,18 @@ def measure(method: Method, images: Tensor, job: Job) -> Result:
     return result | {"peak": peak()}
 
 
-def measure_coreset(choose: Callable[[Tensor, int], Tensor], job: Job) -> Result:
+def measure_coreset(choose: Choose, job: Job) -> Result:
     """Time the coreset alone; the rows chosen are written to a file beside the answer."""
     rows = torch.load(job["rows"])
     start = time.perf_counter()
     with torch.no_grad():
-        chosen = choose(rows, int(len(rows) * job["ratio"]))
+        chosen = choose(rows, int(len(rows) * job["ratio"]), job["dimensions"])
     seconds = time.perf_counter() - start
     torch.save(chosen, job["chosen"])
     return {"fit": seconds, "peak": peak(), "imports": job["imports"]}
 
 
-def answer(
-    make: Callable[[Job, Tensor], Method], choose: Callable[[Tensor, int], Tensor], job: Job
-) -> Result:
+def answer(make: Callable[[Job, Tensor], Method], choose: Choose, job: Job) -> Result:
     """Do a job within its memory, or say why not."""
     limit = int(job["limit"] * 1e9)
     # Anonymous memory, that is, without the libraries that are only mapped (2.5 GB of address
@@ -144,6 +144,6 @@ def answer(
         raise
 
 
-def main(make: Callable[[Job, Tensor], Method], choose: Callable[[Tensor, int], Tensor]) -> None:
+def main(make: Callable[[Job, Tensor], Method], choose: Choose) -> None:
     """Read the job from the command line, do it, print the answer."""
     print(json.dumps(answer(make, choose, json.loads(sys.argv[1]))))

@@ -20,7 +20,7 @@ from stages.backbone import Backbone
 from stages.demo_images.machined import render
 from stages.devices import prepare, seed_everything
 
-STARTS, PROJECTED = 10, 128  # PatchCore's defaults
+STARTS = 10  # PatchCore's default
 
 
 def backbone(model: str, layers: Sequence[int]) -> Backbone:
@@ -100,11 +100,12 @@ class Ours(Method):
         return prediction.maps[self.algorithm.primary[0]]
 
 
-def choose(rows: Tensor, size: int) -> Tensor:
-    """The coreset as PatchCore makes it."""
+def choose(rows: Tensor, size: int, dimensions: int | None) -> Tensor:
+    """The coreset as PatchCore makes it, of projected rows or of the rows themselves."""
     generator = torch.Generator().manual_seed(0)
-    projected = random_projection(rows, PROJECTED, generator)
-    return greedy_coreset(projected, size, STARTS, generator)
+    if dimensions is not None:
+        rows = random_projection(rows, dimensions, generator)
+    return greedy_coreset(rows, size, STARTS, generator)
 
 
 def make_samples(folder: Path, counts: Sequence[int], models: Sequence[str]) -> None:
