@@ -55,6 +55,16 @@ class Context:
     outside: Images | None = None
     textures: Images | None = None
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """Undo the normalisation of images (..., 3, H, W): pixels in [0, 1]."""
+        std, mean = (images.new_tensor(each)[:, None, None] for each in (self.std, self.mean))
+        return images * std + mean
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Normalise pixels (..., 3, H, W) as batches are."""
+        std, mean = (pixels.new_tensor(each)[:, None, None] for each in (self.std, self.mean))
+        return (pixels - mean) / std
+
 
 @dataclass(frozen=True)
 class Prediction:

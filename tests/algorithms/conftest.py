@@ -7,7 +7,9 @@ the template can tell the two apart.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -41,8 +43,27 @@ NETWORK = {
 DEFECT = (0.25, 0.5)  # of a side, in both directions; whole cells of the coarsest layer
 # What algorithms need in miniature: kinds and hyperparameters of teachers, untrained; and the
 # algorithm that another builds upon.
-TEACHERS: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-BASES: dict[str, tuple[str, dict[str, Any]]] = {}
+TEACHERS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "student_teacher": [
+        ("patch_network", {"receptive_field": 17, "width": 1 / 16, "dimensions": count})
+        for count in (8, 6)
+    ],
+    "efficientad": [("pdn", {"width": 0.125, "pretrain_dimension": None})],
+    "dsr": [
+        (
+            "discrete",
+            {"hidden": 16, "residual_hidden": 8, "residual_layers": 1}
+            | {"dimensions": 8, "codes": 64},
+        )
+    ],
+}
+BASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "puad": (
+        "efficientad",
+        {"steps_per_epoch": 40, "learning_rate": 1e-3, "autoencoder_width": 0.25},
+    ),
+}
+MEMBERS = {"pfm": 2}  # backbones whose features it reads, if not one
 HELD_OUT = 0.25
 
 
@@ -148,9 +169,15 @@ def _device() -> None:
 
 
 @pytest.fixture(scope="session")
-def feature_toy() -> Toy:
+def feature_toys() -> Callable[[int], Toy]:
+    """Return the function that makes features of three layers of so many backbones."""
+    return cache(lambda members: _toy(SHAPES * members))
+
+
+@pytest.fixture(scope="session")
+def feature_toy(feature_toys: Callable[[int], Toy]) -> Toy:
     """Features of three layers."""
-    return _toy(SHAPES)
+    return feature_toys(1)
 
 
 @pytest.fixture(scope="session")
@@ -227,21 +254,44 @@ class OutsideImages:
         return self.images[list(rows)]
 
 
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Draw from seeded generators, and leave the global ones as they were."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    seed_everything(seed, 0)
+    yield
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
+
+
 @cache
 def teachers(name: str, size: int) -> dict[str, torch.Tensor]:
     """The teachers that an algorithm needs, numbered if there are several; they learned nothing."""
     states = []
+    shape, images = (3, size, size), OutsideImages(size).images.numpy()
+    context = Context((size, size), (shape,), 5, 0, torch.device("cpu"), backbone=toy_network)
     for kind, parameters in TEACHERS[name]:
-        seed_everything(5, 0)
-        shape = (3, size, size)
-        context = Context((size, size), (shape,), 5, 0, torch.device("cpu"), backbone=toy_network)
-        teacher = create_teacher(kind, parameters, context)
-        images = OutsideImages(size).images.numpy()
-        teacher.prepare(BatchLoader(MemoryReader([images]), np.arange(5), 2, context.device))
+        with own_randomness(5):
+            teacher = create_teacher(kind, parameters, context)
+            teacher.prepare(BatchLoader(MemoryReader([images]), np.arange(5), 2, context.device))
         states.append({key: value.clone() for key, value in teacher.state().items()})
     if len(states) == 1:
         return states[0]
     return {f"{number}.{key}": v for number, one in enumerate(states) for key, v in one.items()}
+
+
+@cache
+def trained_base(name: str, size: int) -> Algorithm:
+    """What an algorithm builds upon, trained for an epoch on the toy's images."""
+    reader = _toy(((3, size, size),), size).train
+    with own_randomness(6):
+        base = build(*BASES[name], reader)
+        loader = BatchLoader(reader, np.arange(len(reader)), 4, base.context.device)
+        base.train_one_epoch(loader)
+        base.before_eval(loader)
+        base.calibrate(loader)
+    return base
 
 
 def build(
@@ -258,6 +308,7 @@ def build(
     if size is None:
         size = shapes[0][1] if wants.inputs == "images" else SIZE
     context = Context((size, size), shapes, len(reader), seed, torch.device("cpu"))
+    context = replace(context, members=MEMBERS.get(name, 1))
     if wants.builds_on_backbone:
         context = replace(context, backbone=toy_network)
     if "teacher" in wants.needs:
@@ -265,12 +316,7 @@ def build(
     if "outside" in wants.needs:
         context = replace(context, outside=OutsideImages(size))
     if "base" in wants.needs:
-        base = build(*BASES[name], reader, seed=seed, size=size)
-        loader = BatchLoader(reader, np.arange(len(reader)), 4, context.device)
-        base.train_one_epoch(loader)
-        base.before_eval(loader)
-        base.calibrate(loader)
-        context = replace(context, base=base)
+        context = replace(context, base=trained_base(name, size))
     return create(name, parameters, context)
 
 
