@@ -1,0 +1,1 @@
+"""Teachers: networks that are trained once, on images of all kinds, for all categories."""
