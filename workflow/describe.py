@@ -23,6 +23,7 @@ from workflow.fingerprint import update_text
 from workflow.jobs import ROOT
 
 FOLDER = Path("docs/algorithms")
+VISIONAD = FOLDER / "visionad.yaml"
 HEAD = "<!-- Written by `make docs` from {source} and params/algorithms/: do not edit. -->\n\n"
 HEADINGS = {"Verified": "What was verified", "Note": "Differences from the paper and its code"}
 
@@ -116,6 +117,40 @@ def page(root: Path, file: Path) -> str:
     return "".join(parts)
 
 
+def beside_visionad(root: Path) -> str:
+    """Render our publication values beside those of VisionAD's code, a section per row."""
+    rows = read_yaml(root / VISIONAD)
+    parts = [
+        HEAD.format(source=VISIONAD.as_posix()),
+        "# Parameters beside VisionAD's\n\nEvery row of the VisionAD paper's Table 2, with the "
+        "publication values of our configuration (all hyperparameters, defaults among them) and "
+        "those of VisionAD's code, measured and read apart. Variants for a CPU are on the "
+        "algorithms' own pages.\n",
+    ]
+    for name, row in rows.items():
+        config = read_config(root / "params" / "algorithms", name)
+        source = root / "algorithms" / f"{config['algorithm']}.py"
+        defaults = {one: default for one, default, _ in hyperparameters(source.read_text("utf-8"))}
+        values = {key: ast.literal_eval(value) for key, value in defaults.items()}
+        backbone = config.get("backbone") or config.get("teacher") or "-"
+        ours = {
+            "": "ours",
+            "epochs": config.get("epochs", 1),
+            "batch": config.get("batch_size", 32),
+            "backbone": backbone if isinstance(backbone, str) else ", ".join(backbone),
+            "parameters": _inline({**values, **config.get("parameters", {})}),
+        }
+        table = tabulate(
+            [ours, {"": "VisionAD", **row["visionad"]}],
+            headers="keys",
+            tablefmt="github",
+            disable_numparse=True,
+        )
+        link = f"[{name}]({config['algorithm']}.md)"
+        parts.append(f"\n## {link}\n\n{table}\n\n{row['difference']}\n")
+    return "".join(parts)
+
+
 def index(files: list[Path]) -> str:
     """Render the list of all algorithms."""
     rows = []
@@ -125,14 +160,16 @@ def index(files: list[Path]) -> str:
         rows.append((f"[{file.stem}]({file.stem}.md)", name, subtitle.rstrip(".")))
     table = tabulate(rows, headers=["algorithm", "name", "idea"], tablefmt="github")
     head = HEAD.format(source="algorithms/")
-    return f"{head}# Algorithms\n\n{table}\n"
+    beside = "Their publication values beside VisionAD's: [parameters.md](parameters.md).\n"
+    return f"{head}# Algorithms\n\n{table}\n\n{beside}"
 
 
 def pages(root: Path) -> dict[Path, str]:
     """Render all pages, by path relative to the repository."""
     files = registered_files(root / "algorithms")
     rendered = {FOLDER / f"{file.stem}.md": page(root, file) for file in files}
-    return {FOLDER / "README.md": index(files), **rendered}
+    beside = {FOLDER / "parameters.md": beside_visionad(root)}
+    return {FOLDER / "README.md": index(files), **beside, **rendered}
 
 
 def main() -> None:
