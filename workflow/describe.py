@@ -124,8 +124,7 @@ def beside_visionad(root: Path) -> str:
         HEAD.format(source=VISIONAD.as_posix()),
         "# Parameters beside VisionAD's\n\nEvery row of the VisionAD paper's Table 2, with the "
         "publication values of our configuration (all hyperparameters, defaults among them) and "
-        "those of VisionAD's code, measured and read apart. Variants for a CPU are on the "
-        "algorithms' own pages.\n",
+        "those of VisionAD's code. Variants for a CPU are on the algorithms' own pages.\n",
     ]
     for name, row in rows.items():
         config = read_config(root / "params" / "algorithms", name)

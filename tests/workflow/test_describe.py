@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from params.hyperparameters import declaration, registered_files
-from workflow.describe import FOLDER, configurations, hyperparameters, page, pages, sections
+from params.reading import read_config, read_yaml
+from workflow.describe import (
+    FOLDER,
+    VISIONAD,
+    beside_visionad,
+    configurations,
+    hyperparameters,
+    page,
+    pages,
+    sections,
+)
 from workflow.jobs import ROOT
 
 FILES = registered_files(ROOT / "algorithms")
@@ -64,3 +74,16 @@ def test_page() -> None:
     assert "# PatchCore\n\n*The distance to the nearest normal patch.*" in text
     assert "\n## Differences from the paper and its code\n" in text
     assert "| `coreset_ratio`" in text
+
+
+def test_publication_values_stand_beside_visionads() -> None:
+    text = beside_visionad(ROOT)
+    rows = read_yaml(ROOT / VISIONAD)
+    # The paper's Table 2 has 16 algorithms; `random` is the benchmark's own.
+    assert len(rows) == 17
+    for name, row in rows.items():
+        section = text.split(f"\n## [{name}](")[1].split("\n## ")[0]
+        config = read_config(ROOT / "params" / "algorithms", name)
+        assert f"| ours     | {config.get('epochs', 1)} " in section
+        assert row["difference"] in section
+    assert "coreset_ratio: 0.1" in text.split("## [patchcore]")[1].split("\n## ")[0]
