@@ -450,7 +450,12 @@ def test_stages_that_need_no_torch_do_not_import_it():
     """Each would cost seconds, a thousand times."""
     light = ("check", "index", "demo_data", "evaluate", "aggregate", "figures", "sheet", "page",
              "summary", "warm")  # fmt: skip
-    heavy = ("features", "teach", "train", "predict")  # they import it when they run, not for --help
+    heavy = (
+        "features",
+        "teach",
+        "train",
+        "predict",
+    )  # they import it when they run, not for --help
     code = (
         "import importlib, sys\n"
         f"for name in {[*light, *heavy]!r}:\n"

@@ -13,11 +13,8 @@ from algorithms.blocks.pdn import (
     FrozenPdn,
     Pdn,
     cells,
-    convolve_tiles,
     luma,
     random_grayscale,
-    short_convolution,
-    short_weights,
 )
 
 
@@ -127,29 +124,6 @@ def test_dropout_is_for_training_only() -> None:
     assert torch.equal(network(image), network(image))
     network.train()
     assert not torch.equal(network(image), network(image))
-
-
-@pytest.mark.parametrize(("tile", "kernel"), [(2, 4), (3, 4), (4, 4), (4, 3), (1, 3)])
-def test_short_convolution(rng: np.random.Generator, tile: int, kernel: int) -> None:
-    collect, spread, weights = short_convolution(tile, kernel)
-    signal, filter_ = rng.normal(size=tile + kernel - 1), rng.normal(size=kernel)
-    expected = np.correlate(signal, filter_, mode="valid")
-    np.testing.assert_allclose(collect @ ((weights @ filter_) * (spread @ signal)), expected)
-
-
-@pytest.mark.parametrize(("tile", "kernel"), [(2, 4), (4, 4), (4, 3)])
-@pytest.mark.parametrize("shape", [(1, 5, 12, 15), (3, 8, 9, 4)])
-def test_convolution_in_tiles(
-    rng: np.random.Generator, tile: int, kernel: int, shape: tuple[int, ...]
-) -> None:
-    x, weight, bias = (
-        torch.from_numpy(rng.normal(size=size))
-        for size in (shape, (7, shape[1], kernel, kernel), (7,))
-    )
-    expected = functional.conv2d(x, weight, bias)
-    result = convolve_tiles(x, short_weights(weight, tile), bias, tile, kernel)
-    assert result.shape == expected.shape
-    torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize("size", ["small", "medium"])
