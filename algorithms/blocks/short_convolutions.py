@@ -1,8 +1,8 @@
 """Convolutions in fewer products, after Toom and Cook (Winograd's, for kernels of 3).
 
-A tile of outputs is ``A [(G g G') * (B d B')] A'`` of the weights g and the inputs d: 49 products of
-numbers for 4 x 4 outputs with a kernel of 4, where a plain convolution has 256. What is left is a
-matrix product for each place in the tile.
+A tile of outputs is ``A [(G g G') * (B d B')] A'`` of the weights g and the inputs d: 49 products
+of numbers for 4 x 4 outputs with a kernel of 4, where a plain convolution has 256. What is left is
+a matrix product for each place in the tile.
 """
 
 from __future__ import annotations
