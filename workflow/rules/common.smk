@@ -112,7 +112,15 @@ WARM = STAGE
 if workflow.is_main_process and RUN.pipeline.warm and warm.serves(RUN.device):
     WARM = shlex.join([*warm.command(SOCKET), "stages"])
 # Seconds that a server saves a job, on one core; it costs some itself.
-SAVES = {"features": 3, "teach": 3, "train": 3, "predict": 3, "learning": 3, "evaluate": 0.6, "sheet": 0.6}
+SAVES = {
+    "features": 3,
+    "teach": 3,
+    "train": 3,
+    "predict": 3,
+    "learning": 3,
+    "evaluate": 0.6,
+    "sheet": 0.6,
+}
 SERVER_SECONDS = 4
 USES_GPU = int(RUN.device != "cpu")
 
