@@ -181,6 +181,7 @@ class Jobs:
         self.stamps: dict[str, Stamp | None] = {}
         self.other_versions: list[Job] = []  # kept, though made with other package versions
         self._weights: dict[str, Any] = {}
+        self._listings: dict[str, str] = {}
         self._build()
         self.cache.save()
 
@@ -252,11 +253,15 @@ class Jobs:
 
     def _listed(self, folder: str, key: str) -> str:
         """Digest of the images in a folder by name and size: ImageNet's contents take too long."""
-        place = self.root / folder
-        images = [(str(path.relative_to(place)), path.stat().st_size) for path in images_in(place)]
-        if not images:
-            raise ParamsError(f"{key}: {place} holds no image")
-        return digest(images)
+        if folder not in self._listings:
+            place = self.root / folder
+            images = [
+                (str(path.relative_to(place)), path.stat().st_size) for path in images_in(place)
+            ]
+            if not images:
+                raise ParamsError(f"{key}: {place} holds no image")
+            self._listings[folder] = digest(images)
+        return self._listings[folder]
 
     def _weights_digest(self, name: str) -> str | None:
         """Hash of a backbone's weights file; for timm's own the name says it all.
@@ -338,8 +343,12 @@ class Jobs:
             for backbone in self._config(algorithm).backbones
         ]
 
+    @cached_property
     def _pretraining(self) -> list[tuple[str, Job]]:
-        """Category folders and indexes of the images that teachers learn from."""
+        """Category folders and indexes of the images that teachers learn from.
+
+        Made once: each index looks at all files of its category.
+        """
         return [
             (f"{config.root}/{category}", self._add(self._index(dataset, category)))
             for dataset, (config, categories) in self.run.pretraining.items()
@@ -382,7 +391,7 @@ class Jobs:
             parameters["pretraining_folders"] = [folder]
             data["images"] = self._listed(folder, "pretraining_images")
         elif config.weights is None:
-            indexes = self._pretraining()
+            indexes = self._pretraining
             parameters["pretraining_folders"] = [place for place, _ in indexes]
         return self._add(
             Job(
@@ -499,7 +508,7 @@ class Jobs:
             own = (self.root / self.run.datasets[dataset].root / category).resolve()
             others = [
                 (place, index)
-                for place, index in self._pretraining()
+                for place, index in self._pretraining
                 if (self.root / place).resolve() != own
             ]
             needed.parameters["outside_folders"] = [place for place, _ in others]
