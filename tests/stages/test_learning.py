@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -10,10 +9,8 @@ import pytest
 
 from params.reading import ParamsError
 from stages.artifacts.files import read_json
-from stages.artifacts.job import read_job
-from stages.command import Options, execute
 from stages.learning import draw
-from tests.workflow.mini_repository import Repository, make_repository
+from tests.workflow.mini_repository import Repository, do, make_repository
 
 FLOW = {
     "algorithm": "fastflow2d",
@@ -36,14 +33,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
     repository.edit("presets/tiny.yaml", **PRESET)
     monkeypatch.chdir(repository.root)
     return repository
-
-
-def do(*jobs: str) -> None:
-    """Run the stages of jobs in this process."""
-    for name in jobs:
-        stage = name.split("/")[0]
-        job = read_job(Path(f".plan/{name}.json"), stage)
-        execute(job, Options(1, "cpu", False), import_module(f"stages.{stage}").body)
 
 
 def test_the_last_leg_is_an_ordinary_training(repository):

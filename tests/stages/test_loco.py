@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ from params import models
 from stages import aggregate, evaluate
 from stages.artifacts.files import StageError, read_json
 from stages.artifacts.index import read_index, usable, write_index
-from stages.artifacts.job import read_job
 from stages.artifacts.maps import read_info, read_maps
 from stages.check import find_problems
-from stages.command import Options, execute
 from stages.index import build_index
 from stages.layouts.loco import read_saturation
-from tests.workflow.mini_repository import Repository, make_repository
+from tests.workflow.mini_repository import Repository, do, make_repository
 from visionad_metrics.saturation import read_defects_config
 from workflow.fingerprint import HashCache
 from workflow.sources import source_digests
@@ -321,14 +318,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
     draw_loco(repository.root / "data/loco/pushpins")
     monkeypatch.chdir(repository.root)
     return repository
-
-
-def do(*jobs: str) -> None:
-    """Run the stages of jobs in this process."""
-    for name in jobs:
-        stage = name.split("/")[0]
-        job = read_job(Path(f".plan/{name}.json"), stage)
-        execute(job, Options(1, "cpu", False), import_module(f"stages.{stage}").body)
 
 
 class TestPipeline:

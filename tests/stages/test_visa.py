@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,8 @@ from params import models
 from stages import evaluate
 from stages.artifacts.files import StageError, read_json
 from stages.artifacts.index import usable
-from stages.artifacts.job import read_job
-from stages.command import Options, execute
 from stages.index import build_index
-from tests.workflow.mini_repository import Repository, make_repository
+from tests.workflow.mini_repository import Repository, do, make_repository
 from workflow.fingerprint import HashCache
 from workflow.sources import source_digests
 
@@ -230,14 +227,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
     draw_visa(repository.root / "data/visa")
     monkeypatch.chdir(repository.root)
     return repository
-
-
-def do(*jobs: str) -> None:
-    """Run the stages of jobs in this process."""
-    for name in jobs:
-        stage = name.split("/")[0]
-        job = read_job(Path(f".plan/{name}.json"), stage)
-        execute(job, Options(1, "cpu", False), import_module(f"stages.{stage}").body)
 
 
 def test_chance_level(repository):

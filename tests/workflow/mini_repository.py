@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from stages.artifacts.job import read_job
+from stages.command import Options, execute
 from workflow.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,6 +160,14 @@ class Repository:
         text = file.read_text(encoding="utf-8")
         assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {path}"
         file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def do(*jobs: str) -> None:
+    """Run the stages of planned jobs in this process, which works in the copy's folder."""
+    for name in jobs:
+        stage = name.split("/")[0]
+        job = read_job(Path(f".plan/{name}.json"), stage)
+        execute(job, Options(1, "cpu", False), import_module(f"stages.{stage}").body)
 
 
 def draw_category(
