@@ -175,11 +175,7 @@ class GradientAlgorithm(Algorithm):
         self.network.train()
         total, images = 0.0, 0
         for batch in loader:
-            loss = self.loss(batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            total += loss.item() * len(batch[0])
+            total += take_step(self.optimizer, self.loss(batch)).item() * len(batch[0])
             images += len(batch[0])
         self.epoch += 1
         return {"loss": total / images}
@@ -260,6 +256,27 @@ class Teacher(ABC):
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote."""
         self.load_state(load_file(folder / "model.safetensors", device=str(self.context.device)))
+
+
+def take_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    """Lower a loss by one step; return it, a scalar, without what is needed to differentiate it."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.detach()
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all of an optimiser's parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def numbered(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Join teachers' states as ``Context.teacher`` has them: of several, keys are numbered."""
+    if len(states) == 1:
+        return dict(states[0])
+    return {f"{number}.{key}": v for number, one in enumerate(states) for key, v in one.items()}
 
 
 def optimizer_moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

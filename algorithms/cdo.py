@@ -47,7 +47,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.base import Batch, Context, GradientAlgorithm, Loader, Prediction, register
+from algorithms.base import (
+    Batch,
+    Context,
+    GradientAlgorithm,
+    Loader,
+    Prediction,
+    register,
+    set_rate,
+)
 from algorithms.blocks.maps import gaussian_smooth, upsample
 from algorithms.blocks.synthetic import background, noise_patches
 
@@ -134,8 +142,8 @@ class Cdo(GradientAlgorithm):
         )
 
     def train_one_epoch(self, loader: Loader) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.parameters.learning_rate * self.parameters.decay**self.epoch
+        rate = self.parameters.learning_rate * self.parameters.decay**self.epoch
+        set_rate(self.optimizer, rate)
         return super().train_one_epoch(loader)
 
     def loss(self, batch: Batch) -> Tensor:

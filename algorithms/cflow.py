@@ -49,7 +49,16 @@ from FrEIA.framework import SequenceINN
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.base import Batch, Context, GradientAlgorithm, Loader, Prediction, register
+from algorithms.base import (
+    Batch,
+    Context,
+    GradientAlgorithm,
+    Loader,
+    Prediction,
+    register,
+    set_rate,
+    take_step,
+)
 from algorithms.blocks.flows import CouplingBlock
 from algorithms.blocks.maps import upsample
 from algorithms.blocks.positions import position_encoding
@@ -161,16 +170,12 @@ class CFlow(GradientAlgorithm):
         total, images = torch.zeros((), device=self.context.device), 0
         for number, batch in enumerate(loader):
             meta_epoch = (self.epoch + number / len(loader)) / self.parameters.sub_epochs
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(meta_epoch, self.parameters)
+            set_rate(self.optimizer, learning_rate(meta_epoch, self.parameters))
             for layer, features in enumerate(batch):
                 for fibres, positions in self._fibre_batches(layer, features):
-                    loss = self.loss([fibres, positions], layer)
-                    self.optimizer.zero_grad(set_to_none=True)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    self.optimizer.step()
+                    loss = take_step(self.optimizer, self.loss([fibres, positions], layer))
                     # Brought to the CPU but once: a step is short, and waiting for it costs.
-                    total += loss.detach() * (len(fibres) / len(self.positions[layer]))
+                    total += loss * (len(fibres) / len(self.positions[layer]))
             images += len(batch[0])
         self.epoch += 1
         return {"loss": total.item() / (images * len(self.positions))}

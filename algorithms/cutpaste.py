@@ -44,7 +44,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms.v2 import ColorJitter
 
-from algorithms.base import Batch, Context, GradientAlgorithm, Loader, Prediction, register
+from algorithms.base import (
+    Batch,
+    Context,
+    GradientAlgorithm,
+    Loader,
+    Prediction,
+    register,
+    set_rate,
+    take_step,
+)
 from algorithms.blocks.synthetic import cut_paste, scar
 
 CLASSES = 3  # as it is, with a patch, with a scar
@@ -173,17 +182,12 @@ class CutPaste(GradientAlgorithm):
         total, count = 0.0, self.parameters.steps_per_epoch
         for step in range(self.epoch * count, (self.epoch + 1) * count):
             rate = cosine_rate(step, self.parameters.steps, self.parameters.learning_rate)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(self.optimizer, rate)
             waiting = self.parameters.pretrained and step < self.parameters.frozen_steps
             for classifier in self.classifiers.values():
                 classifier.backbone.requires_grad_(not waiting)
             rows = torch.randint(len(images), (size,))
-            loss = self.loss([images[rows.to(images.device)]])
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            total += loss.item()
+            total += take_step(self.optimizer, self.loss([images[rows.to(images.device)]])).item()
         self.epoch += 1
         return {"loss": total / count}
 

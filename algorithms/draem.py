@@ -47,7 +47,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.base import Batch, Context, GradientAlgorithm, Loader, Prediction, register
+from algorithms.base import (
+    Batch,
+    Context,
+    GradientAlgorithm,
+    Loader,
+    Prediction,
+    register,
+    set_rate,
+)
 from algorithms.blocks.maps import upsample
 from algorithms.blocks.perlin import perlin_mask, random_rotation, uniform
 from algorithms.blocks.segmentation import (
@@ -189,8 +197,8 @@ class Draem(GradientAlgorithm):
 
     def train_one_epoch(self, loader: Loader) -> dict[str, float]:
         passed = sum(self.epoch >= milestone for milestone in self.parameters.milestones)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.parameters.learning_rate * self.parameters.rate_factor**passed
+        rate = self.parameters.learning_rate * self.parameters.rate_factor**passed
+        set_rate(self.optimizer, rate)
         return super().train_one_epoch(
             Steps(loader, self.parameters.steps_per_epoch or len(loader))
         )

@@ -48,7 +48,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.base import Batch, Context, GradientAlgorithm, Loader, Prediction, register
+from algorithms.base import (
+    Batch,
+    Context,
+    GradientAlgorithm,
+    Loader,
+    Prediction,
+    register,
+    take_step,
+)
 from algorithms.blocks.discrete import (
     double,
     plant,
@@ -187,10 +195,7 @@ class Dsr(GradientAlgorithm):
         total = 0.0
         for rows in drawn.split(len(batches[0])):
             loss = self.loss([images[rows.to(images.device)]])
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            total += loss.item() * len(rows)
+            total += take_step(self.optimizer, loss).item() * len(rows)
         self.refined = self.epoch >= self.parameters.feature_epochs
         self.epoch += 1
         return {"loss": total / len(drawn)}

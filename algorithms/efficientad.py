@@ -51,7 +51,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.base import Batch, Context, GradientAlgorithm, Loader, Prediction, register
+from algorithms.base import (
+    Batch,
+    Context,
+    GradientAlgorithm,
+    Loader,
+    Prediction,
+    register,
+    set_rate,
+    take_step,
+)
 from algorithms.blocks.maps import upsample
 from algorithms.blocks.pdn import (
     Autoencoder,
@@ -182,15 +191,12 @@ class EfficientAd(GradientAlgorithm):
         for step, rows in enumerate(torch.cat(rounds)[:count].split(size)):
             done = self.epoch * values.steps_per_epoch + step
             late = done >= int(values.decay_at * values.steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = values.learning_rate * (0.1 if late else 1.0)
+            set_rate(self.optimizer, values.learning_rate * (0.1 if late else 1.0))
             batch = [images[rows.to(images.device)]]
             if values.penalty:
                 batch.append(self._draw_others(size))
             losses = self.losses(batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            take_step(self.optimizer, torch.stack(list(losses.values())).sum())
             totals = {key: totals.get(key, 0.0) + loss.detach() for key, loss in losses.items()}
         self.epoch += 1
         return {key: float(total) / values.steps_per_epoch for key, total in totals.items()}

@@ -51,7 +51,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from algorithms.base import Batch, Context, GradientAlgorithm, Loader, Prediction, register
+from algorithms.base import (
+    Batch,
+    Context,
+    GradientAlgorithm,
+    Loader,
+    Prediction,
+    register,
+    set_rate,
+    take_step,
+)
 from algorithms.blocks import synthetic
 from algorithms.blocks.difference_unet import DifferenceUnet
 from algorithms.blocks.segmentation import focal_loss
@@ -173,13 +182,8 @@ class MemSeg(GradientAlgorithm):
         total, count = 0.0, self.parameters.steps_per_epoch
         for number, batch in enumerate(islice(chain.from_iterable(repeat(loader)), count)):
             rate = learning_rate(self.epoch * count + number, self.parameters)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            loss = self.loss(batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            total += loss.item()
+            set_rate(self.optimizer, rate)
+            total += take_step(self.optimizer, self.loss(batch)).item()
         self.epoch += 1
         return {"loss": total / count}
 

@@ -51,7 +51,15 @@ from FrEIA.framework import SequenceINN
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.base import Batch, Context, GradientAlgorithm, Loader, Prediction, register
+from algorithms.base import (
+    Batch,
+    Context,
+    GradientAlgorithm,
+    Loader,
+    Prediction,
+    register,
+    set_rate,
+)
 from algorithms.blocks.flows import CouplingBlock
 from algorithms.blocks.maps import upsample
 from algorithms.blocks.positions import position_encoding
@@ -273,8 +281,7 @@ class MSFlow(GradientAlgorithm):
         nn.utils.clip_grad_norm_(self.network.parameters(), self.parameters.gradient_norm)
 
     def train_one_epoch(self, loader: Loader) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.epoch, self.parameters)
+        set_rate(self.optimizer, learning_rate(self.epoch, self.parameters))
         return super().train_one_epoch(loader)
 
     def _latents(self, batch: Batch) -> tuple[list[Tensor], Tensor]:

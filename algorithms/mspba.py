@@ -44,7 +44,15 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.base import Batch, Context, GradientAlgorithm, Loader, Prediction, register
+from algorithms.base import (
+    Batch,
+    Context,
+    GradientAlgorithm,
+    Loader,
+    Prediction,
+    register,
+    take_step,
+)
 from algorithms.blocks.coreset import greedy_coreset
 from algorithms.blocks.neighbours import nearest_distance
 
@@ -230,11 +238,7 @@ class Mspba(GradientAlgorithm):
         steps = math.ceil(len(images) * self.parameters.draws_per_image / self.parameters.samples)
         total = 0.0
         for _ in range(steps):
-            loss = self.loss([images])
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            total += loss.item()
+            total += take_step(self.optimizer, self.loss([images])).item()
         self.epoch += 1
         return {"loss": total / steps}
 

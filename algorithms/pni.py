@@ -52,7 +52,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.base import Batch, Context, GradientAlgorithm, Loader, Prediction, register
+from algorithms.base import (
+    Batch,
+    Context,
+    GradientAlgorithm,
+    Loader,
+    Prediction,
+    register,
+    set_rate,
+)
 from algorithms.blocks.coreset import greedy_coreset, random_projection
 from algorithms.blocks.maps import gaussian_smooth, upsample
 from algorithms.blocks.neighbours import nearest_members
@@ -226,8 +234,7 @@ class PNI(GradientAlgorithm):
         if not self.epoch:
             self._fit()
         steps = self.epoch // self.parameters.decay_epochs
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.parameters.learning_rate * self.parameters.decay**steps
+        set_rate(self.optimizer, self.parameters.learning_rate * self.parameters.decay**steps)
         # The same split in every epoch, another order.
         generator = torch.Generator().manual_seed(self.context.seed)
         drawn = torch.randperm(len(self.targets), generator=generator)

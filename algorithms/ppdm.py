@@ -49,8 +49,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.base import Batch, Context, GradientAlgorithm, Loader, Prediction, register
+from algorithms.base import (
+    Batch,
+    Context,
+    GradientAlgorithm,
+    Loader,
+    Prediction,
+    register,
+    set_rate,
+)
 from algorithms.blocks.deformation import Deformation, Fields, deformation_loss, lengths, warp
+from algorithms.blocks.discrete import straight_through
 from algorithms.blocks.maps import gaussian_smooth
 from algorithms.reverse_distillation import (
     Decoder,
@@ -100,8 +109,7 @@ class Codebook(nn.Module):
         chosen = functional.embedding(nearest, self.codes).mT.reshape(features.shape)
         loss = functional.mse_loss(chosen, features.detach())
         loss = loss + self.commitment * functional.mse_loss(features, chosen.detach())
-        # The gradient goes straight through to the features.
-        return features + (chosen - features).detach(), loss
+        return straight_through(features, chosen), loss
 
 
 class QuantisedEmbedding(nn.Module):
@@ -172,8 +180,8 @@ class Ppdm(GradientAlgorithm):
 
     def train_one_epoch(self, loader: Loader) -> dict[str, float]:
         done = min(1.0, self.epoch / self.parameters.cosine_epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.parameters.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        rate = self.parameters.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        set_rate(self.optimizer, rate)
         return super().train_one_epoch(loader)
 
     def _redraw(self, straight: Tensor) -> tuple[Batch, Batch, Tensor]:

@@ -39,6 +39,7 @@ from algorithms.base import (  # noqa: E402
     GradientAlgorithm,
     create,
     create_teacher,
+    numbered,
 )
 from params import models  # noqa: E402
 from params.reading import Run, read_run  # noqa: E402
@@ -103,11 +104,8 @@ class Predictor:
         elif backbones:
             context = replace(context, backbone=self._maker(backbones[0], config.layers))
         states = [self._teacher(self.run.teachers[name]) for name in config.teachers]
-        if len(states) == 1:
-            context = replace(context, teacher=states[0])
-        elif states:
-            numbered = {f"{i}.{key}": v for i, one in enumerate(states) for key, v in one.items()}
-            context = replace(context, teacher=numbered)
+        if states:
+            context = replace(context, teacher=numbered(states))
         if config.base is not None:
             base = Predictor(self.run, config.base, self.size, self.device)
             context = replace(context, base=base.algorithm)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from algorithms.base import Algorithm, Context, Images, create
+from algorithms.base import Algorithm, Context, Images, create, numbered
 from stages.artifacts.features import FeatureReader
 from stages.artifacts.files import StageError, images_in
 from stages.artifacts.index import read_index, usable
@@ -127,14 +127,7 @@ def load_teachers(paths: Sequence[Path]) -> dict[str, Tensor] | None:
     """Load what the stage ``teach`` left; keys of several teachers are numbered."""
     if not paths:
         return None
-    states = [load_file(path / "model.safetensors") for path in paths]
-    if len(states) == 1:
-        return states[0]
-    return {
-        f"{number}.{key}": value
-        for number, state in enumerate(states)
-        for key, value in state.items()
-    }
+    return numbered([load_file(path / "model.safetensors") for path in paths])
 
 
 def _outside(job: Job, threads: int, device: torch.device) -> Images | None:
@@ -199,8 +192,8 @@ def create_algorithm(
         textures=_textures(job, threads, device),
     )
     if base := parameters.get("base"):
-        below = replace(context, teacher=load_teachers(job.inputs.get("base_teacher", [])))
-        below = replace(below, outside=None, textures=None)
+        teacher = load_teachers(job.inputs.get("base_teacher", []))
+        below = replace(context, teacher=teacher, outside=None, textures=None)
         trained = create(base["algorithm"], base["parameters"], below)
         trained.load(job.input("base"))
         context = replace(context, base=trained)

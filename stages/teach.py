@@ -44,6 +44,7 @@ def learn(
 
     from tqdm import tqdm
 
+    from algorithms.base import take_step
     from stages.batches import BatchLoader, epoch_order
     from stages.devices import seed_everything
     from stages.trainer import CHECKPOINT_SECONDS, finite
@@ -64,11 +65,7 @@ def learn(
         teacher.network.train()
         losses = []
         for batch in loader:
-            loss = teacher.loss(batch[0])
-            teacher.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            teacher.optimizer.step()
-            losses.append(loss.item())
+            losses.append(take_step(teacher.optimizer, teacher.loss(batch[0])).item())
         progress.losses.append(finite({"loss": float(np.mean(losses))}, leg))
         progress.epochs = leg + 1
         progress.seconds = time.perf_counter() - start

@@ -21,7 +21,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 import algorithms.base
-from algorithms.base import Algorithm, Context, Prediction, create, create_teacher
+from algorithms.base import Algorithm, Context, Prediction, create, create_teacher, numbered
 from params.hyperparameters import Declaration, declaration
 from stages.backbone import network
 from stages.batches import BatchLoader, Reader, Subset, held_out
@@ -276,9 +276,7 @@ def teachers(name: str, size: int) -> dict[str, torch.Tensor]:
             teacher = create_teacher(kind, parameters, context)
             teacher.prepare(BatchLoader(MemoryReader([images]), np.arange(5), 2, context.device))
         states.append({key: value.clone() for key, value in teacher.state().items()})
-    if len(states) == 1:
-        return states[0]
-    return {f"{number}.{key}": v for number, one in enumerate(states) for key, v in one.items()}
+    return numbered(states)
 
 
 @cache
