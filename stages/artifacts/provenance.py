@@ -30,6 +30,20 @@ PACKAGES = (
 )
 
 
+def peak_memory() -> int:
+    """Return the most bytes that this process has had in memory since it started its program.
+
+    ``getrusage`` answers another question: a program begins with the peak of the process that
+    started it.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 @dataclass
 class Stopwatch:
     """Wall and processor seconds since it was made, and the process's peak memory."""
@@ -44,7 +58,7 @@ class Stopwatch:
         return {
             "wall_seconds": round(time.perf_counter() - self.wall, 3),
             "cpu_seconds": round(time.process_time() - self.cpu, 3),
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_rss_bytes": peak_memory(),
             "gpu_peak_bytes": gpu,
         }
 

@@ -180,11 +180,11 @@ def test_one_training_image_is_refused(feature_toy: Any, fit: Any) -> None:
 
 
 FULL_SIZE = """
-import resource
 import numpy as np
 import torch
 from algorithms.base import Context
 from algorithms.padim import Hyperparameters, Padim
+from stages.artifacts.provenance import peak_memory
 
 torch.set_num_threads(1)
 shapes = ((256, 64, 64), (512, 32, 32), (1024, 16, 16))
@@ -209,7 +209,7 @@ with torch.inference_mode():
     maps = algorithm.predict([layer[:2] for layer in next(iter(Loader(4)))]).maps["mahalanobis"]
 assert maps.shape == (2, 256, 256)
 assert maps.isfinite().all()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_memory())
 """
 
 

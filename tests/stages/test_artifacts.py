@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -484,6 +486,12 @@ class TestProvenance:
         assert measured["wall_seconds"] > 0
         assert measured["cpu_seconds"] > 0
         assert measured["peak_rss_bytes"] > 10_000_000
+
+    def test_peak_memory_is_not_the_parent_s(self):
+        held = np.ones(2**27)  # 1 GB, all of it touched
+        source = "from stages.artifacts.provenance import peak_memory; print(peak_memory())"
+        child = subprocess.run([sys.executable, "-c", source], capture_output=True, check=True)
+        assert 2**22 < int(child.stdout) < held.nbytes / 2 < provenance.peak_memory()
 
     def test_a_failing_stage_leaves_no_stamp(self, job):
         from stages.command import Options, execute
