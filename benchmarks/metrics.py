@@ -250,7 +250,7 @@ def measure(name: str, folder: Path) -> Result:
     values = measurement(maps, masks)
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    peak = 1024 * int(status.partition("VmHWM:")[2].split()[0])  # getrusage knows no such forgetting
+    peak = 1024 * int(status.partition("VmHWM:")[2].split()[0])
     return {
         "seconds": seconds,
         "peak": peak - pages * resource.getpagesize(),
