@@ -118,11 +118,37 @@ def settings_table(parameters: Mapping[str, Any]) -> pd.DataFrame:
             for title, field, unit in (
                 ("backbone", "backbone", ""),
                 ("images", "image_size", " px"),
-                ("epochs at most", "epochs", ""),
             )
         }
         for name in names
     }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("algorithm")
+
+
+def training_table(costs: pd.DataFrame, parameters: Mapping[str, Any]) -> pd.DataFrame:
+    """Write how far each algorithm's training came, and how far the publication's goes."""
+
+    def length(config: Mapping[str, Any], base: str | None) -> str:
+        steps = config["steps_per_epoch"]
+        of = f" of {steps} steps" if steps else ""
+        text = f"{config['epochs']}{of}, batch {config['batch_size']}"
+        return f"{text}, after {base}" if base else text
+
+    rows = {}
+    for name, config in parameters["training"].items():
+        runs, base = costs[costs["algorithm"] == name], config["base"]
+        reached = [int(epochs) for epochs in runs["epochs"].dropna()]
+        few, many = (min(reached), max(reached)) if reached else (0, 0)
+        rows[name] = {
+            "epochs reached": f"{few}" if few == many else f"{few} to {many}",
+            "stopped by": unique(runs["stopped_by"]),
+            "epochs at most": length(config["here"], base),
+            "publication's epochs": length(config["publication"], base),
+            "teacher's steps (publication's)": ", ".join(
+                f"{teacher} {steps['here']} ({steps['publication']})"
+                for teacher, steps in config["teachers"].items()
+            ),
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("algorithm")
 
 
@@ -162,6 +188,7 @@ def render(
     sections = {
         "Data": markdown(dataset_table(parameters), left=3),
         "Settings": markdown(settings_table(parameters), left=4),
+        "Training": markdown(training_table(costs, parameters), left=6),
         **{
             metric: "\n".join([markdown(table), "", *reasons(long, metric)]).rstrip()
             for metric, table in tables.items()

@@ -15,7 +15,7 @@ from typing import Any
 
 from params import models
 from params.hyperparameters import Declaration, declaration
-from params.reading import ParamsError, Run, read_run
+from params.reading import ParamsError, Run, read_algorithm, read_run, read_teacher
 from stages.artifacts.files import StageError, images_in
 from stages.artifacts.stamp import Stamp, read_stamp
 from stages.artifacts.weights import weights_path
@@ -685,6 +685,35 @@ class Jobs:
             for name, config in self.run.algorithms.items()
         }
 
+    def _training(self) -> dict[str, dict[str, Any]]:
+        """How long each algorithm and its teachers train at most, here and in the publication."""
+
+        def said(config: models.Algorithm) -> dict[str, Any]:
+            steps = config.parameters.get("steps_per_epoch")
+            if draws := config.parameters.get("draws_per_epoch"):
+                steps = -(-draws // config.batch_size)
+            return {
+                "epochs": config.epochs,
+                "batch_size": config.batch_size,
+                "steps_per_epoch": steps,
+            }
+
+        settings: dict[str, dict[str, Any]] = {}
+        for name, config in self.run.algorithms.items():
+            settings[name] = {
+                "here": said(config),
+                "publication": said(read_algorithm(self.root, name, None, "page")),
+                "base": config.base,
+                "teachers": {
+                    teacher: {
+                        "here": self.run.teachers[teacher].steps,
+                        "publication": read_teacher(self.root, teacher, None, "page").steps,
+                    }
+                    for teacher in config.teachers
+                },
+            }
+        return settings
+
     def _aggregate(self, dataset: str, leaves: list[tuple[Job, Job, Job]]) -> Job:
         benchmark, place = self.run.benchmark, f"results/leaderboard/{dataset}"
         trains, predicts, evaluates = zip(*leaves, strict=True)
@@ -807,6 +836,7 @@ class Jobs:
                 "datasets": datasets,
                 "page": page.path,
                 "settings": {d: self._settings(d) for d in run.datasets},
+                "training": self._training(),
                 "budget_seconds": run.benchmark.budget.train_seconds,
             },
             {"page": page.path, "provenance": f"results/figures/page/{name}.provenance.json"},
