@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from algorithms.blocks.fusion_flow import Exchange, FusionFlow, pool
 from algorithms.msflow import (
-    Exchange,
-    FusionFlow,
     Hyperparameters,
     additive_map,
     distance_to_best,
@@ -23,7 +22,6 @@ from algorithms.msflow import (
     log_likelihood,
     negative_log_likelihood,
     parallel_flow,
-    pool,
 )
 
 SMALL = {"blocks": (1, 1, 1), "condition_channels": 8}

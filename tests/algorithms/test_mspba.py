@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from algorithms.blocks.crops import cover, cut, draw_corners, grid
 from algorithms.mspba import (
     DirectionClassifier,
     Hyperparameters,
-    cover,
-    cut,
-    draw_corners,
     encoder,
-    grid,
     svdd_loss,
 )
 

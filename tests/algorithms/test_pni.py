@@ -14,15 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from algorithms.blocks.patches import embed
+from algorithms.blocks.windows import Windows, nearest_possible, position_histogram, window_places
 from algorithms.pni import (
     PNI,
     Hyperparameters,
-    Windows,
     classifier,
-    nearest_possible,
-    position_histogram,
     repeat_inner,
-    window_places,
 )
 
 GRID = (5, 7)
@@ -112,7 +109,7 @@ def test_nearest_possible(rng: np.random.Generator, monkeypatch: pytest.MonkeyPa
         for masks in possible
     ]
     for block in (1, 50, 10**6):
-        monkeypatch.setattr("algorithms.pni.BLOCK", block)
+        monkeypatch.setattr("algorithms.blocks.windows.BLOCK", block)
         result = nearest_possible(*(torch.from_numpy(x) for x in (patches, bank, possible)))
         np.testing.assert_allclose(result, expected, rtol=1e-9)
 
