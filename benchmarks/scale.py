@@ -60,7 +60,7 @@ def fake(plan: Plan) -> None:
         for kind, output in job.outputs.items():
             path = plan.root / output
             path.parent.mkdir(parents=True, exist_ok=True)
-            if kind in ("model", "tables", "figures", "sheet"):
+            if kind in ("model", "tables", "figures", "sheet", "significance"):
                 path.mkdir(exist_ok=True)
                 path = path / "file"
             if kind != "provenance":
