@@ -1,7 +1,8 @@
 """Join the metrics and costs of one data set into its tables and its leaderboard.
 
 `long.csv` holds every value, `costs.csv` what every run cost, `tables/<metric>.csv` categories x
-algorithms, and `leaderboard.md` all of it to read. The leaderboard shows an algorithm's primary
+algorithms (`.tex` and `.md` beside it: for papers, :mod:`stages.tables`), and `leaderboard.md` all
+of it to read. The leaderboard shows an algorithm's primary
 method over all defect types; where the data set averages over types, that mean is a metric more,
 `<metric>_mean_of_types`. A category's value is the mean over seeds; an algorithm's is the mean over
 categories, and undefined (nan) as soon as one category is.
@@ -16,12 +17,14 @@ from typing import Any
 
 import pandas as pd
 
+from stages import tables
 from stages.artifacts.files import StageError, atomic_path, read_json, write_text
 from stages.artifacts.job import Job
 from stages.artifacts.provenance import read_provenance
 from stages.command import Options, run
 
 MEAN = "mean_of_types"
+DOCUMENT = "_tables.tex"  # of all tables; no metric is called so
 RUN = ["category", "algorithm", "seed"]
 LONG = [
     "dataset", *RUN, "metric", "method", "primary", "defect_type", "value", "reason",
@@ -212,9 +215,9 @@ def summary(
     the standard deviation over seeds of the category mean (nan with one seed); then
     `train_seconds` and `inference_ms` (means over runs) and `peak_mb` (the largest).
     """
-    tables = {metric: pivot(long, metric, categories) for metric in metrics}
+    pivots = {metric: pivot(long, metric, categories) for metric in metrics}
     columns: dict[str, pd.Series] = {}
-    for metric, table in tables.items():
+    for metric, table in pivots.items():
         columns[metric] = table.mean(skipna=False)
         columns[f"{metric} std"] = table.std(ddof=1, skipna=False)
         seeds = headline(long, metric).groupby(["algorithm", "seed"])["value"].agg(_mean)
@@ -223,7 +226,7 @@ def summary(
     columns["train_seconds"] = runs["train_seconds"].mean()
     columns["inference_ms"] = runs["inference_seconds_per_image"].mean() * 1e3
     columns["peak_mb"] = runs["peak_rss_bytes"].max() / 1e6
-    return pd.DataFrame(columns).loc[tables[metrics[0]].columns].rename_axis("algorithm")
+    return pd.DataFrame(columns).loc[pivots[metrics[0]].columns].rename_axis("algorithm")
 
 
 def summary_text(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -253,20 +256,24 @@ def markdown(table: pd.DataFrame, left: int = 1) -> str:
     return str(table.to_markdown(disable_numparse=True, colalign=alignment))
 
 
+def reasons_of(long: pd.DataFrame, metric: str) -> dict[tuple[str, str], str]:
+    """Say why values of a metric are undefined, by category and algorithm."""
+    shown = headline(long, metric).dropna(subset="reason")
+    keys = zip(shown["category"], shown["algorithm"], strict=True)
+    return dict(zip(keys, shown["reason"], strict=True))
+
+
 def metric_text(table: pd.DataFrame, long: pd.DataFrame, metric: str) -> str:
     """Write a :func:`pivot` as Markdown: the largest of each row bold, reasons below it."""
-    shown = headline(long, metric).dropna(subset="reason")
-    reasons = dict(
-        zip(zip(shown["category"], shown["algorithm"], strict=True), shown["reason"], strict=True)
-    )
-    notes = {reason: number for number, reason in enumerate(dict.fromkeys(shown["reason"]), 1)}
+    reasons = reasons_of(long, metric)
+    notes = {reason: number for number, reason in enumerate(dict.fromkeys(reasons.values()), 1)}
     rows = []
     for category, row in table.iterrows():
         cells = []
         for algorithm, value in row.items():
             text = f"{value:.3f}"
             if pd.isna(value):
-                text += f" ({notes[reasons[category, algorithm]]})"
+                text += f" ({notes[reasons[str(category), str(algorithm)]]})"
             elif text == f"{row.max():.3f}":  # what looks equal is equal
                 text = f"**{text}**"
             cells.append(text)
@@ -276,6 +283,25 @@ def metric_text(table: pd.DataFrame, long: pd.DataFrame, metric: str) -> str:
     lines = [markdown(pd.DataFrame(rows, index=index, columns=table.columns))]
     lines += ["", *(f"({number}) {reason}  " for reason, number in notes.items())]
     return "\n".join(lines).rstrip()
+
+
+def write_paper_table(
+    folder: Path,
+    table: pd.DataFrame,
+    metric: str,
+    reasons: Mapping[tuple[str, str], str],
+    parameters: Mapping[str, Any],
+) -> None:
+    """Write a :func:`pivot` as LaTeX and as Markdown."""
+    dataset, seeds = parameters["dataset"], len(parameters["seeds"])
+    caption = tables.caption_of(parameters["title"], metric, dataset, seeds)
+    laid = tables.lay_out(table, reasons)
+    texts = {
+        "tex": tables.latex(laid, caption, f"tab:{dataset}-{metric}"),
+        "md": tables.markdown(laid, caption),
+    }
+    for suffix, text in texts.items():
+        (folder / f"{metric}.{suffix}").write_text(text, encoding="utf-8")
 
 
 def grouped(values: Mapping[str, Any], unit: str = "") -> str:
@@ -354,8 +380,11 @@ def body(job: Job, options: Options) -> dict[str, Any]:
         folder.mkdir()
         shown, metrics = with_means_of_types(long, parameters["metrics"])
         for metric in metrics:
-            table = with_mean(pivot(shown, metric, parameters["categories"]))
-            table.to_csv(folder / f"{metric}.csv", lineterminator="\n")
+            table = pivot(shown, metric, parameters["categories"])
+            with_mean(table).to_csv(folder / f"{metric}.csv", lineterminator="\n")
+            write_paper_table(folder, table, metric, reasons_of(shown, metric), parameters)
+        document = tables.latex_document(metrics)
+        (folder / DOCUMENT).write_text(document, encoding="utf-8")
     write_text(job.outputs["leaderboard"], render(long, costs, parameters))
     return {"rows": len(long)}
 

@@ -183,6 +183,12 @@ def read_block(category: str, maps: Path, index: Path, parameters: Mapping[str, 
     return Block(category, images, masks, read_maps(maps, info.primary_map, places), labels)
 
 
+def describe(title: str, blocks: Sequence[Block]) -> str:
+    """Say in words what a sheet shows."""
+    shown = "; ".join(f"{block.category}: {', '.join(block.labels)}" for block in blocks)
+    return f"{title}: images, ground truth, anomaly maps and overlays. {shown}."
+
+
 def body(job: Job, options: Options) -> dict[str, Any]:
     """Draw the sheet of the job's algorithm and data set."""
     parameters = job.parameters
@@ -190,12 +196,12 @@ def body(job: Job, options: Options) -> dict[str, Any]:
     sources = zip(parameters["categories"], job.inputs["maps"], job.inputs["index"], strict=True)
     blocks = [read_block(category, maps, index, parameters) for category, maps, index in sources]
     title = f"{job.key['algorithm']} on {job.key['dataset']}"
-    # An SVG would hold the same pixels at a multiple of the size.
-    suffix = "png" if "png" in settings["formats"] else "svg"
+    # An SVG or a PDF would hold the same pixels at a multiple of the size.
+    suffix = "png" if "png" in settings["formats"] else settings["formats"][0]
     with atomic_path(job.outputs["sheet"]) as folder, mpl.rc_context(STYLE):
         folder.mkdir()
         figure = Layout.of(len(blocks)).draw(blocks, settings, title)
-        save(figure, folder, "sheet", [suffix], settings["dpi"])
+        save(figure, folder, "sheet", [suffix], settings["dpi"], describe(title, blocks))
     return {"images": sum(len(block.labels) for block in blocks)}
 
 

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from stages import figures
-from stages.aggregate import LONG, NUMBERS, write_table
+from stages.aggregate import COSTS, LONG, NUMBERS, write_table
+from stages.artifacts.files import StageError
 from stages.artifacts.job import Job
 from stages.command import Options
 
@@ -101,32 +102,94 @@ def long_csv(path: Path, values: Mapping[Any, Sequence[float]]) -> Path:
     return path
 
 
+def costs_csv(path: Path, names: Sequence[str]) -> Path:
+    rows = [
+        {"algorithm": name, "category": category, "seed": 0, "processor": "A processor"}
+        | {"inference_seconds_per_image": 0.01 * place, "peak_rss_bytes": 10**8 * place}
+        for place, name in enumerate(names, 1)
+        for category in "abc"
+    ]
+    table = pd.DataFrame(rows).reindex(columns=COSTS)
+    write_table(path, table.fillna({"threads": 2, "cores": 2}))
+    return path
+
+
+def significance(folder: Path, lows: Mapping[str, float | None]) -> Path:
+    rows = [
+        {"algorithm": name, "category": category, "metric": metric, "low": low, "high": 0.95}
+        for name, low in lows.items()
+        for category in ("a", "mean")
+        for metric in ("pl", "other")
+    ]
+    folder.mkdir(exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / "intervals.csv", index=False)
+    return folder
+
+
+def job(tmp_path: Path, place: Path, **inputs: list[Path]) -> Job:
+    parameters = {
+        "figures": {"formats": ["svg", "pdf", "png"], "dpi": 60},
+        "title": r"costs $\1 or $2",  # a formula, and a wrong one, if it were parsed
+        "algorithms": list(TABLE.columns)[::-1],
+        "categories": ["a", "b", "c"],
+        "metrics": ["pl"],
+        "confidence": 0.9,
+    }
+    given = {
+        "long": [long_csv(tmp_path / "long.csv", TABLE.to_dict("list"))],
+        "costs": [costs_csv(tmp_path / "costs.csv", list(TABLE.columns))],
+        **inputs,
+    }
+    outputs = {"figures": place / "leaderboard", "costs": place / "costs"}
+    return Job("figures", {"dataset": "toy"}, parameters, given, outputs, "", {}, "", "cpu")
+
+
 def test_body_writes_the_same_bytes_every_time(tmp_path: Path) -> None:
-    long = long_csv(tmp_path / "long.csv", TABLE.to_dict("list"))
     found = []
     for place in (tmp_path / "one", tmp_path / "two"):
-        parameters = {
-            "figures": {"formats": ["svg", "png"], "dpi": 60},
-            "title": r"costs $\1 or $2",  # a formula, and a wrong one, if it were parsed
-            "algorithms": list(TABLE.columns)[::-1],
-            "categories": ["a", "b", "c"],
-            "metrics": ["pl"],
-        }
-        job = Job(
-            "figures",
-            {"dataset": "toy"},
-            parameters,
-            {"long": [long]},
-            {"figures": place},
-            "",
-            {},
-            "",
-            "cpu",
-        )
-        figures.body(job, Options(1, "cpu", False))
-        found.append({path.name: path.read_bytes() for path in place.iterdir()})
-    assert set(found[0]) == {"pl.svg", "pl.png"}
+        folder = significance(tmp_path / "significance", {"first": 0.8, "near": None})
+        figures.body(job(tmp_path, place, significance=[folder]), Options(1, "cpu", False))
+        paths = sorted(path for path in place.rglob("*") if path.is_file())
+        found.append({str(path.relative_to(place)): path.read_bytes() for path in paths})
+    names = ("leaderboard/pl", "costs/pl_latency", "costs/pl_memory")
+    assert set(found[0]) == {
+        f"{n}.{suffix}" for n in names for suffix in ("svg", "pdf", "png", "txt")
+    }
     assert found[0] == found[1]
-    assert b"<dc:date>" not in found[0]["pl.svg"]
-    with Image.open(tmp_path / "one" / "pl.png") as image:
+    for name in names:
+        assert b"<dc:date>" not in found[0][f"{name}.svg"]
+        assert b"CreationDate" not in found[0][f"{name}.pdf"]
+    with Image.open(tmp_path / "one" / "leaderboard" / "pl.png") as image:
         assert image.width == 7 * 60
+
+
+def test_every_figure_says_what_it_shows(tmp_path: Path) -> None:
+    figures.body(job(tmp_path, tmp_path), Options(1, "cpu", False))
+    words = (tmp_path / "leaderboard" / "pl.txt").read_text()
+    assert "pl of 4 algorithms, best first: first 0.900 ± 0.100, near 0.800 ± 0.100" in words
+    svg = (tmp_path / "leaderboard" / "pl.svg").read_text()
+    assert "<title>pl</title>" in svg and "best first: first 0.900" in svg
+    with Image.open(tmp_path / "leaderboard" / "pl.png") as image:
+        assert image.info["Description"] + "\n" == words
+
+
+def test_intervals_of_the_means_are_broad_bars(tmp_path: Path) -> None:
+    folder = significance(tmp_path / "significance", {"first": 0.8, "near": None})
+    intervals = figures.read_intervals(folder / "intervals.csv", "pl", 0.9)
+    figure = figures.draw(TABLE, "title", "pl", intervals)
+    (collection,) = [one for one in figure.axes[0].collections if one.get_alpha() == 0.3]
+    assert [segment.tolist() for segment in collection.get_segments()] == [
+        [[0.8, 0.0], [0.95, 0.0]]
+    ]
+    assert "90% bootstrap intervals" in figure.axes[0].get_title(loc="left")
+
+
+def test_thirty_five_algorithms_fit_on_a_page() -> None:
+    table = pd.DataFrame({f"algorithm_{place}": [0.5, 0.9, 0.7] for place in range(35)})
+    assert figures.draw(table, "title", "pl").get_size_inches()[1] < 10
+
+
+def test_other_intervals_are_named(tmp_path: Path) -> None:
+    (tmp_path / "intervals.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(StageError, match=r"intervals\.csv: not intervals of this version"):
+        figures.read_intervals(tmp_path / "intervals.csv", "pl", 0.9)
