@@ -1,0 +1,1 @@
+"""Parts of the report: what its pages say, and how they are written."""
