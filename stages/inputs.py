@@ -21,6 +21,9 @@ from stages.artifacts.index import read_index, usable
 from stages.artifacts.job import Job
 from stages.batches import ImageReader, Reader, ReadImages, Subset, held_out
 
+# Opens what is trained on and, for who calibrates, what is held out of it: of a job and threads.
+Opening = Callable[[Job, int], AbstractContextManager[tuple[Reader, Reader | None]]]
+
 
 class EnsembleReader(AbstractContextManager["EnsembleReader"]):
     """Reads the features of several backbones as if they were layers of one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -25,8 +25,11 @@ from stages.drawing import COLOURS, STYLE, save
 from stages.evaluate import read_truth, resize_maps
 from stages.predict import predict_images
 
+if TYPE_CHECKING:
+    from stages.inputs import Opening
 
-def learning_table(job: Job, options: Options) -> pd.DataFrame:
+
+def learning_table(job: Job, options: Options, opening: Opening | None) -> pd.DataFrame:
     """Train in legs and measure after each: one row per leg, one column per metric.
 
     A leg goes on where the last one ended, so that the last row is what an undisturbed training
@@ -43,7 +46,7 @@ def learning_table(job: Job, options: Options) -> pd.DataFrame:
     truth = read_truth(category, table, parameters["evaluation_size"], parameters["crop"])
     rows = []
     with (
-        open_training(job, options.threads) as (images, held_out),
+        (opening or open_training)(job, options.threads) as (images, held_out),
         open_reader(job, "test", options.threads) as test_images,
         tempfile.TemporaryDirectory() as folder,
     ):
@@ -106,15 +109,23 @@ def draw(table: pd.DataFrame, metrics: list[str], title: str) -> Figure:
     return figure
 
 
-def body(job: Job, options: Options) -> dict[str, Any]:
+def describe(table: pd.DataFrame, metrics: list[str], title: str) -> str:
+    """Say in words what :func:`draw` shows."""
+    first, last = table.iloc[0], table.iloc[-1]
+    values = ", ".join(f"{name} from {first[name]:.3f} to {last[name]:.3f}" for name in metrics)
+    return f"{title}: from {first['epochs']:g} to {last['epochs']:g} epochs: {values}."
+
+
+def body(job: Job, options: Options, opening: Opening | None = None) -> dict[str, Any]:
     """Write `learning.csv` and the figure."""
-    table, settings = learning_table(job, options), job.parameters["figures"]
+    table, settings = learning_table(job, options, opening), job.parameters["figures"]
     title = f"{job.key['algorithm']} while it learns ({job.key['dataset']}/{job.key['category']})"
     with atomic_path(job.outputs["learning"]) as folder, mpl.rc_context(STYLE):
         folder.mkdir()
         write_table(folder / "learning.csv", table)
         figure = draw(table, list(job.parameters["metrics"]), title)
-        save(figure, folder, "learning", settings["formats"], settings["dpi"])
+        words = describe(table, list(job.parameters["metrics"]), title)
+        save(figure, folder, "learning", settings["formats"], settings["dpi"], words)
     return {"train_seconds": float(table["train_seconds"].iloc[-1]), "legs": len(table)}
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.artifacts.files import atomic_path, write_json
 from stages.artifacts.job import Job
 from stages.command import Options, run
 
+if TYPE_CHECKING:
+    from stages.inputs import Opening
 
-def body(job: Job, options: Options) -> dict[str, Any]:
-    """Write the model and what training said on its way."""
+
+def body(job: Job, options: Options, opening: Opening | None = None) -> dict[str, Any]:
+    """Write the model and what training said on its way.
+
+    ``opening`` opens what is trained on; by default, the training images as they are.
+    """
     from dataclasses import asdict
 
     from stages.devices import prepare, seed_everything
@@ -21,10 +27,12 @@ def body(job: Job, options: Options) -> dict[str, Any]:
     folder = job.outputs["model"].parent
     checkpoint = Checkpoint(folder / "checkpoint", job.fingerprint)
     parameters = dict(job.parameters)
-    with open_training(job, options.threads) as (reader, held_out):
+    with (opening or open_training)(job, options.threads) as (reader, held_out):
         seed_everything(parameters["seed"], 0)
         algorithm = create_algorithm(job, reader.shapes, len(reader), device, options.threads)
         progress = train(algorithm, reader, parameters, checkpoint, options.progress, held_out)
+        # Of an open reader: features that are too many for memory are read from their file.
+        shapes = [list(shape) for shape in reader.shapes]
         count, calibrated = len(reader), len(held_out or ())
     with atomic_path(job.outputs["model"]) as temporary:
         temporary.mkdir()
@@ -35,7 +43,7 @@ def body(job: Job, options: Options) -> dict[str, Any]:
         | {
             "algorithm": parameters["algorithm"],
             "parameters": parameters["parameters"],
-            "shapes": [list(shape) for shape in reader.shapes],
+            "shapes": shapes,
             "train_images": count,
             "held_out_images": calibrated,
         },

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
 from stages.artifacts.features import FeatureWriter
-from stages.artifacts.files import StageError
+from stages.artifacts.files import StageError, read_json
+from stages.artifacts.job import read_job
+from stages.command import Options
 from stages.inputs import EnsembleReader
 from tests.workflow.mini_repository import Repository, make_repository
 
@@ -89,6 +93,24 @@ def test_plan_of_what_builds_on_a_backbone(repository: Repository) -> None:
     jobs = repository.plan().jobs
     assert jobs[builds.name].fingerprint != before[0]
     assert jobs[plain.name].fingerprint == before[1]
+
+
+def test_features_too_many_for_memory_train_to_the_end(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository.root)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=0))
+    plan = repository.plan()
+    name = "train/padim/folder/bolt/seed0"
+    for job in ("index/folder/bolt", "features/tiny/folder/bolt", name):
+        file = repository.root / f"{job}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(plan.jobs[job].text("cpu", None))
+        stage = job.split("/")[0]
+        module = importlib.import_module(f"stages.{stage}")
+        module.body(read_job(file, stage), Options(1, "cpu", False))
+    training = read_json(repository.root / plan.jobs[name].outputs["training"])
+    assert training["shapes"] == [[64, 16, 16], [128, 8, 8]]
 
 
 @pytest.mark.slow
