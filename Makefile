@@ -10,15 +10,16 @@ REV ?= HEAD
 STORE_GB ?= 20
 BIN := .venv/bin
 
-.PHONY: leaderboard test test-all test-matrix lint format schemas docs benchmark compare gc clean help
+.PHONY: leaderboard test test-all test-matrix lint format schemas docs benchmark compare gc clean help notebook
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
-leaderboard: .venv/ready  ## make the data, train, predict, evaluate; print the table
+leaderboard: .venv/ready  ## make the data, train, predict, evaluate; print the table and where the report is
 	$(BIN)/snakemake --cores $(CORES) --config preset=$(PRESET) $(CONFIG)
 	@$(BIN)/python -m workflow.show $$($(BIN)/python -m workflow.plan \
 	  --config preset=$(PRESET) $(CONFIG) --targets aggregate | xargs -n1 dirname)
+	@echo; echo "Open $(CURDIR)/results/report/index.html"
 
 test: .venv/ready lint  ## lint, types, tests
 	$(BIN)/python -m pytest
@@ -46,6 +47,10 @@ schemas: .venv/ready  ## write workflow/schemas/ from the models
 
 docs: .venv/ready  ## write docs/algorithms/ from the algorithms' docstrings and YAML
 	$(BIN)/python -m workflow.describe
+
+notebook: .venv/ready  ## write a new algorithm in a notebook: opens JupyterLab
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[notebook]'
+	$(BIN)/jupyter lab notebooks/new_algorithm.ipynb
 
 benchmark: .venv/ready  ## measure the coreset and the metrics against their peers
 	$(BIN)/python benchmarks/coreset.py

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 # One path component: what becomes a folder name below results/ must not be able to leave it.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
@@ -21,6 +28,23 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Augmentation(Strict):
+    """How normal training images are changed; validation and test images never are."""
+
+    copies: int = Field(1, ge=1, le=50, description="changed copies beside each training image")
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    rotation_degrees: float = Field(0, ge=0, le=180, description="at most, either way")
+    brightness: float = Field(0, ge=0, lt=1, description="factor between 1 - this and 1 + this")
+    contrast: float = Field(0, ge=0, lt=1, description="factor between 1 - this and 1 + this")
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Augmentation:
+        if not any(value for name, value in self if name != "copies"):
+            raise ValueError("give a flip, rotation_degrees, brightness or contrast, or null")
+        return self
+
+
 class Protocol(Strict):
     """How images and masks are brought to the arrays that algorithms and metrics see."""
 
@@ -30,6 +54,7 @@ class Protocol(Strict):
     mean: RGB = (0.485, 0.456, 0.406)
     std: RGB = (0.229, 0.224, 0.225)
     evaluation_size: int = Field(256, ge=16, le=4096, description="side in px of masks and maps")
+    augmentation: Augmentation | None = Field(None, description="of training images; null: none")
 
 
 class Budget(Strict):
@@ -58,11 +83,31 @@ class Pipeline(Strict):
     warm: bool = Field(True, description="fork CPU jobs from one process that has torch loaded")
 
 
+Tracker = Literal["none", "wandb", "mlflow"]
+
+
+class Logger(Strict):
+    """A tracker to which finished results are logged; no number depends on it."""
+
+    kind: Tracker = "none"
+    project: Name = Field("visionad", description="W&B's project, MLflow's experiment")
+    place: str | None = Field(
+        None,
+        description="mlflow: a tracking URI; wandb: a folder; null: below results/tracking/",
+    )
+    online: bool = Field(False, description="wandb: send runs to its server, too")
+
+
+def _by_name(logger: Any) -> Any:
+    return {"kind": logger} if isinstance(logger, str) else logger
+
+
 class Page(Strict):
     """A Markdown page of results, beside published numbers."""
 
     path: str = Field(pattern=r"^docs/[A-Za-z0-9_\-]+\.md$")
     published: str | None = None
+    notes: list[str] = Field([], description="what readers should know about data or settings")
 
 
 class Benchmark(Strict):
@@ -80,6 +125,9 @@ class Benchmark(Strict):
     checks: Checks = Checks()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     pipeline: Pipeline = Pipeline()
+    logger: Annotated[
+        Logger, BeforeValidator(_by_name, json_schema_input_type=Tracker | Logger)
+    ] = Logger()
     page: Page | None = None
     pretraining_images: str | None = Field(
         None,
@@ -92,6 +140,17 @@ class Benchmark(Strict):
     learning_epochs: list[Annotated[int, Field(ge=1)]] = Field(
         [], description="also measure every algorithm after so many epochs (the paper's Figure 2)"
     )
+
+    localisation: list[Name] = Field(
+        [], description="algorithms of which PL is drawn, per category (the paper's Figures 3, 4)"
+    )
+
+    @model_validator(mode="after")
+    def _drawn_are_run(self) -> Benchmark:
+        for name in self.localisation:
+            if name not in self.algorithms:
+                raise ValueError(f"localisation: {name} is not among the run's algorithms")
+        return self
 
     @model_validator(mode="after")
     def _ascending(self) -> Benchmark:
@@ -288,7 +347,25 @@ class Metrics(Strict):
 class Figures(Strict):
     """How figures look."""
 
-    formats: list[Literal["svg", "png"]] = Field(["svg", "png"], min_length=1)
+    formats: list[Literal["svg", "pdf", "png"]] = Field(["svg", "pdf", "png"], min_length=1)
     dpi: int = Field(150, ge=50, le=600)
     colour_map: str = "inferno"
     sheet_rows: int = Field(6, ge=1, le=50)
+
+
+class Comparison(Strict):
+    """How sure values and differences are, and which tests compare algorithms."""
+
+    resamples: int = Field(1000, ge=100, le=100_000, description="bootstrap resamples of images")
+    confidence: float = Field(0.95, gt=0, lt=1, description="of intervals")
+    alpha: float = Field(0.05, gt=0, lt=1, description="level of tests over categories")
+    seed: int = Field(0, ge=0, lt=2**31, description="of what is drawn")
+
+
+class Report(Strict):
+    """What the report's gallery shows, and how large."""
+
+    images_per_category: int = Field(24, ge=1, le=48, description="the same for all algorithms")
+    image_side: int = Field(256, ge=64, le=320, multiple_of=16, description="of thumbnails, in px")
+    map_side: int = Field(128, ge=32, le=320, multiple_of=16, description="of maps, in px")
+    quality: int = Field(80, ge=1, le=100, description="of the thumbnails' WebP")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from params.hyperparameters import (
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
+# By name of the distribution: a folder `wandb` where one works would count as a module.
+TRACKERS = {"wandb": ("wandb",), "mlflow": ("mlflow-skinny", "mlflow")}
+
 
 class ParamsError(ValueError):
     """One or more things wrong in the configuration, each with file, key and remedy."""
@@ -39,6 +43,8 @@ class Run:
     metrics: Mapping[str, models.Metric]
     by_defect_type: bool
     figures: models.Figures
+    comparison: models.Comparison
+    report: models.Report
     bases: Mapping[str, models.Algorithm]  # what algorithms build upon, listed or not
     teachers: Mapping[str, models.Teacher]
     # Whose training images teachers learn from: data set and its categories, by name.
@@ -357,7 +363,24 @@ def read_benchmark(root: Path, overrides: Mapping[str, Any]) -> models.Benchmark
         data = merge(data, overrides)
         sources.append("--config")
     data.pop("preset", None)
-    return validate(models.Benchmark, data, " + ".join(sources))
+    benchmark = validate(models.Benchmark, data, " + ".join(sources))
+    _check_logger(benchmark.logger.kind)
+    return benchmark
+
+
+def _check_logger(kind: str) -> None:
+    """Check that the package of a tracker is installed, without importing it."""
+    for distribution in (names := TRACKERS.get(kind, ())):
+        try:
+            importlib.metadata.version(distribution)
+            return
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if names:
+        raise ParamsError(
+            f"logger: {kind}: the package {names[0]} is not installed; "
+            f"pip install --constraint constraints.txt --editable '.[{kind}]', or logger: none"
+        )
 
 
 def read_dataset(root: Path, name: str, new_root: str | None) -> models.AnyDataset:
@@ -490,6 +513,10 @@ def read_run(root: Path, overrides: Mapping[str, Any] | None = None) -> Run:
     }
     figures_path = root / "params" / "figures.yaml"
     figures = validate(models.Figures, read_yaml(figures_path), figures_path)
+    comparison_path = root / "params" / "comparison.yaml"
+    comparison = validate(models.Comparison, read_yaml(comparison_path), comparison_path)
+    report_path = root / "params" / "report.yaml"
+    report = validate(models.Report, read_yaml(report_path), report_path)
     return Run(
         benchmark=benchmark,
         algorithms=algorithms,
@@ -499,6 +526,8 @@ def read_run(root: Path, overrides: Mapping[str, Any] | None = None) -> Run:
         metrics=measured,
         by_defect_type=metrics.by_defect_type,
         figures=figures,
+        comparison=comparison,
+        report=report,
         bases=bases,
         teachers=teachers,
         pretraining=_read_pretraining(

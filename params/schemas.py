@@ -19,6 +19,7 @@ from params.hyperparameters import (
     registered_files,
     teacher_parameters,
 )
+from params.sources import SOURCES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +48,9 @@ def build(root: Path = ROOT) -> dict[str, dict[str, Any]]:
         "backbone.schema.json": _inheriting(models.Backbone.model_json_schema()),
         "metrics.schema.json": _metrics(root / "metrics" / "visionad_metrics" / "catalogue"),
         "figures.schema.json": models.Figures.model_json_schema(),
+        "published.schema.json": SOURCES.json_schema(),
+        "comparison.schema.json": models.Comparison.model_json_schema(),
+        "report.schema.json": models.Report.model_json_schema(),
     }
     for source in registered_files(root / "algorithms"):
         schemas[f"algorithms/{source.stem}.schema.json"] = _configuration(

@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stages.artifacts.files import StageError, read_json
-from workflow.jobs import ROOT
+from workflow.job import ROOT
 
 SUMMARY = "results/summary/metrics.json"
 SOURCES = ("params", "algorithms", "stages", "metrics")

@@ -20,7 +20,7 @@ from params.hyperparameters import registered_files
 from params.reading import known_names, read_config, read_yaml
 from stages.artifacts.files import remove
 from workflow.fingerprint import update_text
-from workflow.jobs import ROOT
+from workflow.job import ROOT
 
 FOLDER = Path("docs/algorithms")
 VISIONAD = FOLDER / "visionad.yaml"

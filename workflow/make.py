@@ -18,19 +18,23 @@ from pathlib import Path
 from params.reading import ParamsError, read_yaml
 from stages.artifacts.files import remove
 from workflow.fingerprint import update_text
-from workflow.jobs import ROOT, Job
+from workflow.job import ROOT, Job
 from workflow.plan import Plan, lock
 
 # DVC's stages: the pipeline's own that each holds, and the folders that it makes.
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "data": (("demo_data",), ("data/demo",)),
     "index": (("index", "check"), ("results/index", "results/check")),
-    "features": (("features", "teach"), ("results/features", "results/teachers")),
+    "features": (("features", "augment", "teach"), ("results/features", "results/teachers")),
     "train": (("train",), ("results/models",)),
     "predict": (("predict",), ("results/maps",)),
-    "evaluate": (("evaluate",), ("results/metrics",)),
-    "aggregate": (("aggregate", "summary"), ("results/leaderboard", "results/summary")),
-    "figures": (("figures", "sheet", "learning", "page"), ("results/figures",)),
+    "evaluate": (("evaluate", "resample"), ("results/metrics", "results/resampled")),
+    "aggregate": (
+        ("aggregate", "summary", "compare"),
+        ("results/leaderboard", "results/summary", "results/significance"),
+    ),
+    "figures": (("figures", "sheet", "localisation", "learning", "page"), ("results/figures",)),
+    "report": (("pictures", "gallery", "report"), ("results/gallery", "results/report")),
 }
 BY_ALGORITHM = ("train", "predict", "evaluate")
 PLAN, CODE = Path("results/plan"), Path("results/code")

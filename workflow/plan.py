@@ -30,7 +30,8 @@ import yaml
 from params.reading import ParamsError
 from stages.artifacts.store import Store
 from workflow.fingerprint import replace_text, update_text
-from workflow.jobs import FIELDS, PLAN_FOLDER, ROOT, Job, Jobs
+from workflow.job import FIELDS, PLAN_FOLDER, ROOT, Job
+from workflow.jobs import Jobs
 
 CODE_FOLDER = PLAN_FOLDER / "code"  # what the code was that a fingerprint covers, for --why
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from params.reading import ParamsError
 from workflow.fingerprint import digest, replace_text
-from workflow.jobs import PLAN_FOLDER, ROOT
+from workflow.job import PLAN_FOLDER, ROOT
 from workflow.make import STAGES, stage_jobs, write_digests
 from workflow.plan import Plan
 

@@ -1,6 +1,6 @@
 """Digests of a category's source data, for each part of it that a job may read or not.
 
-A part is what :data:`workflow.jobs.DATA_PARTS` names, wherever a kind of data set keeps it.
+A part is what :data:`workflow.job.DATA_PARTS` names, wherever a kind of data set keeps it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 from stages.artifacts.files import StageError
 from stages.artifacts.stamp import Stamp
 from stages.layouts.row import layout
-from workflow.jobs import ADDRESSES, Job
+from workflow.job import ADDRESSES, Job
 from workflow.plan import CODE_FOLDER, Plan
 from workflow.sources import file_hashes
 

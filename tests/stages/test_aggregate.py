@@ -298,6 +298,9 @@ def test_body_writes_every_output(tmp_path: Path) -> None:
         "costs.csv",
         "leaderboard.md",
         "tables/image_auroc.csv",
+        "tables/image_auroc.md",
+        "tables/image_auroc.tex",
+        "tables/_tables.tex",
     }
     lines = (place / "tables/image_auroc.csv").read_text().splitlines()
     assert lines[0] == "category,best,alpha,zeta"

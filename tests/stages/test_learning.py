@@ -49,6 +49,7 @@ def test_the_last_leg_is_an_ordinary_training(repository):
     assert table["aupro"].nunique() == 3
     assert table["train_seconds"].is_monotonic_increasing
     assert (folder / "learning.svg").stat().st_size > 5000
+    assert "from 1 to 4 epochs: aupro from" in (folder / "learning.txt").read_text()
     assert repository.plan().valid[f"learning/{RUN}"]
 
 

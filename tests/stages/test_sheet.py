@@ -199,7 +199,8 @@ def test_body_writes_one_sheet_pixel_by_pixel(
         "cpu",
     )
     assert sheet.body(job, Options(1, "cpu", False)) == {"images": 3}
-    (path,) = (category / "out").iterdir()
+    path, words = sorted((category / "out").iterdir())
+    assert "ground truth" in words.read_text() and "screw: good/000" in words.read_text()
     assert path.name == name
     first = path.read_bytes()
     sheet.body(job, Options(1, "cpu", False))

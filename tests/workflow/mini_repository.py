@@ -228,6 +228,7 @@ def make_repository(root: Path, categories: Iterable[str] = ("bolt", "nut")) -> 
     repository = Repository(root)
     repository.write("presets/tiny.yaml", PRESET)
     repository.edit("benchmark.yaml", preset="tiny", algorithms=ALGORITHMS)
+    repository.edit("figures.yaml", formats=["svg", "png"])  # a PDF's fonts take a second
     repository.write("backbones/tiny.yaml", BACKBONE)
     repository.write("algorithms/padim.yaml", PADIM)
     for number, category in enumerate(categories):

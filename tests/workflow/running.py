@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from tests.workflow.mini_repository import Repository
-from workflow.jobs import Job
+from workflow.job import Job
 from workflow.plan import Plan
 
 MESSAGES = {
@@ -21,13 +21,18 @@ MESSAGES = {
     "train": "training {algorithm} on {dataset}/{category}, seed {number}",
     "predict": "predicting {algorithm} on {dataset}/{category}, seed {number}",
     "evaluate": "evaluating {algorithm} on {dataset}/{category}, seed {number}",
+    "resample": "resampling {algorithm} on {dataset}/{category}, seed {number}",
     "sheet": "anomaly maps of {algorithm} on {dataset}",
     "aggregate": "leaderboard of {dataset}",
+    "compare": "significance on {dataset}",
     "figures": "figures of {dataset}",
     "summary": "summary of all leaderboards",
+    "pictures": "gallery images of {dataset}",
+    "gallery": "gallery maps of {algorithm} on {dataset}",
+    "report": "report of all leaderboards",
 }
 VALUES = ["category", "algorithm", "seed", "metric", "method", "defect_type", "value"]
-LATE = {"aggregate/folder", "figures/folder", "summary"}
+LATE = {"aggregate/folder", "compare/folder", "figures/folder", "summary", "report"}
 
 
 def message(job: Job) -> str:
@@ -46,10 +51,10 @@ def of(
     names = set()
     for stage in stages:
         for algorithm in algorithms:
-            if stage == "sheet":
-                names.add(f"sheet/{algorithm}/folder")
+            if stage in ("sheet", "gallery"):
+                names.add(f"{stage}/{algorithm}/folder")
             for category in categories:
-                if stage in ("train", "predict", "evaluate"):
+                if stage in ("train", "predict", "evaluate", "resample"):
                     names |= {f"{stage}/{algorithm}/folder/{category}/seed{k}" for k in seeds}
                 if stage == "index":
                     names.add(f"index/folder/{category}")

@@ -19,7 +19,7 @@ from workflow.describe import (
     pages,
     sections,
 )
-from workflow.jobs import ROOT
+from workflow.job import ROOT
 
 FILES = registered_files(ROOT / "algorithms")
 

@@ -35,7 +35,7 @@ class TestStages:
             for stage in ("train", "predict", "evaluate")
             for algorithm in ("random", "padim", "patchcore")
         }
-        others = {"data", "plan", "index", "features", "aggregate", "figures"}
+        others = {"data", "plan", "index", "features", "aggregate", "figures", "report"}
         assert set(listed) == by_algorithm | others
         graph = succeeds(recorded.dvc("dag", "--dot")).stdout
         for edge in (
@@ -48,6 +48,7 @@ class TestStages:
             ("predict@padim", "evaluate@padim"),
             ("evaluate@padim", "aggregate"),
             ("aggregate", "figures"),
+            ("aggregate", "report"),
         ):
             assert f'"{edge[0]}" -> "{edge[1]}"' in graph, edge
         assert '"train@padim" -> "predict@patchcore"' not in graph
@@ -90,8 +91,8 @@ class TestCommands:
 
     def test_repro_of_one_target_makes_that_and_no_more(self, edited):
         repository, facts = edited
-        assert facts["one"] == of("predict", "evaluate", algorithms=["padim"])
-        assert facts["rest"] == of("sheet", algorithms=["padim"]) | LATE
+        assert facts["one"] == of("predict", "evaluate", "resample", algorithms=["padim"])
+        assert facts["rest"] == of("sheet", "gallery", algorithms=["padim"]) | LATE
         assert_clean(repository)
 
     def test_metrics(self, edited):
@@ -130,7 +131,10 @@ class TestExperiments:
         done = succeeds(
             repository.dvc("exp", "run", "--name", "few", "-S", f"{MINE}:parameters.max_features=7")
         )
-        expected = of("train", "predict", "evaluate", "sheet", algorithms=["padim"]) | LATE
+        expected = (
+            of("train", "predict", "evaluate", "resample", "sheet", "gallery", algorithms=["padim"])
+            | LATE
+        )
         assert ran(done, before, repository.plan()) == expected
         assert repository.read("algorithms/padim.yaml")["parameters"]["max_features"] == 7
         assert_clean(repository)

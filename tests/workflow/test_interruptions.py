@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.workflow.mini_repository import Repository
-from tests.workflow.running import assert_clean, of, ran, succeeds, values
+from tests.workflow.running import LATE, assert_clean, of, ran, succeeds, values
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +27,11 @@ Copied = Callable[[str], Repository]
 
 
 GONE = (
-    *(f"results/{kind}/padim" for kind in ("models", "maps", "metrics")),
-    *(f"results/{kind}" for kind in ("leaderboard", "summary", "figures")),
+    *(f"results/{kind}/padim" for kind in ("models", "maps", "metrics", "resampled")),
+    *(
+        f"results/{kind}"
+        for kind in ("leaderboard", "summary", "significance", "figures", "gallery", "report")
+    ),
     ".store",
 )
 
@@ -187,9 +190,9 @@ class TestFlags:
     @pytest.mark.parametrize(
         ("words", "expected"),
         [
-            (["--forcerun", "predict"], of("predict", "evaluate", "sheet") | {"aggregate/folder", "figures/folder", "summary"}),
+            (["--forcerun", "predict"], of("predict", "evaluate", "resample", "sheet", "gallery") | LATE),
             (["--forcerun", f"results/maps/padim/{ONE}.h5"],
-             {f"predict/padim/{ONE}", f"evaluate/padim/{ONE}", "sheet/padim/folder", "aggregate/folder", "figures/folder", "summary"}),
+             {f"predict/padim/{ONE}", f"evaluate/padim/{ONE}", f"resample/padim/{ONE}", "sheet/padim/folder", "gallery/padim/folder", *LATE}),
             (["--forceall", "--until", "features"], of("index", "features") | {"check/folder"}),
             (["--force", f"results/metrics/padim/{ONE}/provenance.json"], {f"evaluate/padim/{ONE}"}),
             ([f"results/metrics/padim/{ONE}/provenance.json"], set()),

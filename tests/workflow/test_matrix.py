@@ -35,8 +35,10 @@ ENGINES = {"snakemake": ("snakemake", "--cores", "1"), "dvc": ("dvc", "repro")}
 BEGIN, END = "<!-- matrix: written by tests/workflow/test_matrix.py -->", "<!-- end of matrix -->"
 
 Edit = Callable[[Repository], object]
-TRAINED = ("train", "predict", "evaluate", "sheet")
+TRAINED = ("train", "predict", "evaluate", "resample", "sheet", "gallery")
+PICTURES = {"pictures/folder"}
 CHECKED = {"check/folder"}
+COMPARED = LATE - {"aggregate/folder", "summary"}
 ONLY_PADIM = of(*TRAINED, algorithms=["padim"]) | LATE
 
 
@@ -129,7 +131,7 @@ ROWS = {
     "a hyperparameter of one algorithm": Row(regularise, ONLY_PADIM, quick=True),
     "a parameter that only prediction reads": Row(
         lambda r: r.edit("algorithms/padim.yaml", parameters={"sigma": 2.0}),
-        of("predict", "evaluate", "sheet", algorithms=["padim"]) | LATE,
+        of("predict", "evaluate", "resample", "sheet", "gallery", algorithms=["padim"]) | LATE,
         quick=True,
     ),
     "one algorithm's code": Row(
@@ -145,7 +147,7 @@ ROWS = {
     ),
     "a metric's parameter": Row(
         lambda r: r.edit("metrics.yaml", parameters={"pl": {"iou_limit": 0.6}}),
-        of("evaluate") | LATE,
+        of("evaluate", "resample", "gallery") | PICTURES | LATE,
         quick=True,
     ),
     "a metric's code": Row(
@@ -156,17 +158,18 @@ ROWS = {
         lambda r: r.edit(
             "presets/tiny.yaml", metrics=["image_auroc", "pixel_auroc", "aupro", "pl", "pixel_ap"]
         ),
-        of("evaluate") | LATE,
+        of("evaluate", "resample") | LATE,
     ),
     "a new algorithm": Row(
         new_algorithm, of(*TRAINED, algorithms=["padim_few"]) | LATE, quick=True
     ),
     "a new category": Row(
         lambda r: draw_category(r.images / "screw", seed=7),
-        of("index", "features", *TRAINED, categories=["screw"]) | CHECKED | LATE,
+        of("index", "features", *TRAINED, categories=["screw"]) | CHECKED | PICTURES | LATE,
     ),
     "a removed category": Row(
-        lambda r: shutil.rmtree(r.images / "nut"), CHECKED | of("sheet") | LATE
+        lambda r: shutil.rmtree(r.images / "nut"),
+        CHECKED | of("sheet", "gallery") | PICTURES | LATE,
     ),
     "one training image": Row(
         image("train/good/003.png"),
@@ -174,14 +177,19 @@ ROWS = {
     ),
     "one test image": Row(
         image("test/spot/001.png"),
-        of("index", "features", "predict", "evaluate", "sheet", categories=["bolt"])
+        of("index", "features", "predict", "evaluate", "resample", "sheet", "gallery",
+           categories=["bolt"])
+        | PICTURES
         | CHECKED
         | LATE,
         quick=True,
     ),
     "one mask": Row(
         image("ground_truth/spot/001_mask.png"),
-        of("index", "evaluate", "sheet", categories=["bolt"]) | CHECKED | LATE,
+        of("index", "evaluate", "resample", "sheet", "gallery", categories=["bolt"])
+        | PICTURES
+        | CHECKED
+        | LATE,
         quick=True,
     ),
     "the backbone": Row(
@@ -190,10 +198,19 @@ ROWS = {
     ),
     "a new seed": Row(
         lambda r: r.edit("presets/tiny.yaml", seeds=[0, 1, 2]),
-        of("train", "predict", "evaluate", seeds=[2]) | LATE,
+        of("train", "predict", "evaluate", "resample", seeds=[2]) | LATE,
     ),
     "the figures' style": Row(
         lambda r: r.edit("figures.yaml", dpi=60), of("sheet") | {"figures/folder"}, quick=True
+    ),
+    "the report's look": Row(
+        append("stages/reporting/assets/style.css", "/* */\n"), {"report"}, quick=True
+    ),
+    "the level of tests": Row(
+        lambda r: r.edit("comparison.yaml", alpha=0.01), COMPARED, quick=True
+    ),
+    "the number of resamples": Row(
+        lambda r: r.edit("comparison.yaml", resamples=100), of("resample") | COMPARED
     ),
     "the leaderboard's layout": Row(
         append("stages/aggregate.py", "\nUNUSED = 1\n"), LATE

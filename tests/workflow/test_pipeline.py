@@ -114,12 +114,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     expected |= {f"features of folder/{category} by tiny" for category in ("bolt", "nut")}
     expected |= {
         f"{doing} {algorithm} on folder/{category}, seed 0"
-        for doing in ("training", "predicting", "evaluating")
+        for doing in ("training", "predicting", "evaluating", "resampling")
         for algorithm in ("random", "padim")
         for category in ("bolt", "nut")
     }
     expected |= {f"anomaly maps of {algorithm} on folder" for algorithm in ("random", "padim")}
     expected |= {"checking folder", "leaderboard of folder", "figures of folder"}
+    expected |= {"significance on folder", "gallery images of folder", "report of all leaderboards"}
+    expected |= {f"gallery maps of {algorithm} on folder" for algorithm in ("random", "padim")}
     expected |= {"summary of all leaderboards"}
     assert executed(done) - {"None"} >= expected
     return repository
@@ -243,9 +245,12 @@ class TestSomethingToDo:
         try:
             assert executed(succeeds(repository.snakemake("-n"))) == {
                 *(f"{doing} padim on folder/{category}, seed 0"
-                  for doing in ("training", "predicting", "evaluating")
+                  for doing in ("training", "predicting", "evaluating", "resampling")
                   for category in ("bolt", "nut")),
                 "anomaly maps of padim on folder",
+                "gallery maps of padim on folder",
+                "significance on folder",
+                "report of all leaderboards",
                 "leaderboard of folder",
                 "figures of folder",
                 "summary of all leaderboards",

@@ -18,12 +18,12 @@ from PIL import Image
 from params.hyperparameters import declaration
 from params.reading import ParamsError
 from tests.workflow.mini_repository import BACKBONE, Repository
-from workflow.jobs import Job
+from workflow.job import Job
 from workflow.plan import Plan, lock, parse_overrides, typed
 
 ROOT = Path(__file__).resolve().parents[2]
 CATEGORIES = ("bolt", "nut")
-LATE = {"aggregate/folder", "figures/folder", "summary"}
+LATE = {"aggregate/folder", "compare/folder", "figures/folder", "summary", "report"}
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,10 @@ def leaves(*stages: str, algorithms: tuple[str, ...] = ("random", "padim"),
 
 
 def sheets(*algorithms: str) -> set[str]:
-    return {f"sheet/{algorithm}/folder" for algorithm in algorithms}
+    """Names of the jobs that show an algorithm's maps: sheets, and parts of the gallery."""
+    return {
+        f"{stage}/{algorithm}/folder" for stage in ("sheet", "gallery") for algorithm in algorithms
+    }
 
 
 def repaint(path: Path) -> None:
@@ -84,7 +87,8 @@ def touch_everything(repository: Repository) -> None:
         os.utime(path)
 
 
-TRAINED = ("train", "predict", "evaluate")
+TRAINED = ("train", "predict", "evaluate", "resample")
+GALLERY = {"pictures/folder", "gallery/random/folder", "gallery/padim/folder"}
 EVERYTHING_TRAINED = leaves(*TRAINED) | LATE | sheets("random", "padim")
 # What is edited, and exactly which jobs are stale then.
 EDITS: dict[str, tuple[Callable[[Repository], None], set[str]]] = {
@@ -96,7 +100,7 @@ EDITS: dict[str, tuple[Callable[[Repository], None], set[str]]] = {
     ),
     "a hyperparameter that only prediction reads": (
         lambda r: r.edit("algorithms/padim.yaml", parameters={"sigma": 2.0}),
-        leaves("predict", "evaluate", algorithms=("padim",)) | LATE | sheets("padim"),
+        leaves("predict", "evaluate", "resample", algorithms=("padim",)) | LATE | sheets("padim"),
     ),
     "a hyperparameter written out that is the default": (
         lambda r: r.edit("algorithms/padim.yaml", parameters={"sigma": 4}),
@@ -118,7 +122,7 @@ EDITS: dict[str, tuple[Callable[[Repository], None], set[str]]] = {
     "the device": (lambda r: r.edit("presets/tiny.yaml", device="auto"), set()),
     "a metric's parameter": (
         lambda r: r.edit("metrics.yaml", parameters={"pl": {"iou_limit": 0.5}}),
-        leaves("evaluate") | LATE,
+        leaves("evaluate", "resample") | LATE | GALLERY,
     ),
     "metrics' parameters left out that are the defaults": (
         lambda r: r.write("metrics.yaml", {"by_defect_type": True}),
@@ -130,7 +134,7 @@ EDITS: dict[str, tuple[Callable[[Repository], None], set[str]]] = {
     ),
     "one metric less": (
         lambda r: r.edit("presets/tiny.yaml", metrics=["image_auroc"]),
-        leaves("evaluate") | LATE,
+        leaves("evaluate", "resample") | LATE,
     ),
     "a metric's code": (
         lambda r: r.replace("metrics/visionad_metrics/catalogue/pixel_auroc.py",
@@ -139,16 +143,16 @@ EDITS: dict[str, tuple[Callable[[Repository], None], set[str]]] = {
     ),
     "the evaluation size": (
         lambda r: r.edit("presets/tiny.yaml", protocol={"evaluation_size": 32}),
-        leaves("evaluate") | LATE | sheets("random", "padim"),
+        leaves("evaluate", "resample") | LATE | sheets("random", "padim") | GALLERY,
     ),
     "figures": (
         lambda r: r.edit("figures.yaml", dpi=60),
-        {"figures/folder"} | sheets("random", "padim"),
+        {"figures/folder"} | (sheets("random", "padim") - GALLERY),
     ),
     "the title": (lambda r: r.edit("presets/tiny.yaml", title="New"), LATE),
     "the policy": (lambda r: r.edit("presets/tiny.yaml", checks={"policy": "skip"}),
                    {"check/folder", "features/tiny/folder/bolt", "features/tiny/folder/nut"}
-                   | leaves("predict", "evaluate") | LATE | sheets("random", "padim")),
+                   | leaves("predict", "evaluate", "resample") | LATE | sheets("random", "padim")),
     "the backbone": (
         lambda r: r.edit("backbones/tiny.yaml", weights={"seed": 1}),
         {f"features/tiny/folder/{category}" for category in CATEGORIES}
@@ -196,9 +200,9 @@ class TestEdits:
         ("image", "stages"),
         [
             ("train/good/003.png", TRAINED),
-            ("test/good/000.png", ("predict", "evaluate")),
-            ("test/spot/001.png", ("predict", "evaluate")),
-            ("ground_truth/spot/001_mask.png", ("evaluate",)),
+            ("test/good/000.png", ("predict", "evaluate", "resample")),
+            ("test/spot/001.png", ("predict", "evaluate", "resample")),
+            ("ground_truth/spot/001_mask.png", ("evaluate", "resample")),
         ],
     )
     def test_one_image(self, repository, image, stages):
@@ -207,7 +211,7 @@ class TestEdits:
         repaint(repository.images / "bolt" / image)
         seen = set() if "mask" in image else {"features/tiny/folder/bolt"}
         assert stale(repository.plan()) == (
-            {"index/folder/bolt", "check/folder"} | seen
+            {"index/folder/bolt", "check/folder"} | seen | (set() if "train" in image else GALLERY)
             | leaves(*stages, categories=("bolt",)) | LATE | sheets("random", "padim")
         )  # fmt: skip
 
@@ -222,7 +226,7 @@ class TestEdits:
         fake_results(repository.plan())
         os.rename(repository.images / "nut", repository.images / "screw")
         assert stale(repository.plan()) == (
-            {"index/folder/screw", "features/tiny/folder/screw", "check/folder"}
+            {"index/folder/screw", "features/tiny/folder/screw", "check/folder"} | GALLERY
             | leaves(*TRAINED, categories=("screw",)) | LATE | sheets("random", "padim")
         )  # fmt: skip
 
@@ -448,7 +452,7 @@ class TestMvtec:
 
 def test_stages_that_need_no_torch_do_not_import_it():
     """Each would cost seconds, a thousand times."""
-    light = ("check", "index", "demo_data", "evaluate", "aggregate", "figures", "sheet", "page",
+    light = ("check", "index", "demo_data", "evaluate", "resample", "compare", "aggregate", "figures", "sheet", "page",
              "summary", "warm")  # fmt: skip
     heavy = (
         "features",

@@ -35,7 +35,7 @@ SETTINGS = {
     "no_proxy": HOST,
 }
 SERVER_SECONDS = 60
-TRAINED = ("train", "predict", "evaluate", "sheet")
+TRAINED = ("train", "predict", "evaluate", "resample", "sheet", "gallery")
 
 Words = tuple[str, ...]
 
@@ -45,7 +45,7 @@ def jobs(*stages: str, algorithms: tuple[str, ...] = ("random", "padim")) -> set
     return of(*stages, algorithms=algorithms, categories=["bolt"], seeds=[0])
 
 
-EVERYTHING = jobs("index", "features", *TRAINED) | {"check/folder"} | LATE
+EVERYTHING = jobs("index", "features", *TRAINED) | {"check/folder", "pictures/folder"} | LATE
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -214,7 +214,12 @@ def test_an_image_travels_too(machine_a: Repository) -> None:
     succeeds(b.dvc("pull"))
     recolour(b.root / mask)
     done = succeeds(b.snakemake())
-    assert ran(done, b.plan()) == jobs("index", "evaluate", "sheet") | {"check/folder"} | LATE
+    assert (
+        ran(done, b.plan())
+        == jobs("index", "evaluate", "resample", "sheet", "gallery")
+        | {"check/folder", "pictures/folder"}
+        | LATE
+    )
     assert_clean(b)
     publish_again(b, "another mask")
 
@@ -240,8 +245,8 @@ def test_a_clone_says_that_it_must_pull(machine_a: Repository) -> None:
 @pytest.mark.parametrize(
     ("target", "there"),
     [
-        ("evaluate@padim", jobs("evaluate", algorithms=("padim",))),
-        ("aggregate", {"aggregate/folder", "summary"}),
+        ("evaluate@padim", jobs("evaluate", "resample", algorithms=("padim",))),
+        ("aggregate", {"aggregate/folder", "compare/folder", "summary"}),
     ],
 )
 def test_a_part(target: str, there: set[str], machine_a: Repository) -> None:

@@ -19,10 +19,11 @@ rule train:
         gpu=USES_GPU,
     params:
         stage=WARM,
+        module=module("train"),
     message:
         "training {wildcards.algorithm} on {wildcards.dataset}/{wildcards.category}, seed {wildcards.seed}"
     shell:
-        "{params.stage}.train {input.job} --threads {threads} > {log} 2>&1"
+        "{params.stage}.{params.module} {input.job} --threads {threads} > {log} 2>&1"
 
 
 rule predict:
@@ -74,3 +75,25 @@ rule evaluate:
         "evaluating {wildcards.algorithm} on {wildcards.dataset}/{wildcards.category}, seed {wildcards.seed}"
     shell:
         "{params.stage}.evaluate {input.job} --threads {threads} > {log} 2>&1"
+
+
+rule resample:
+    input:
+        job=".plan/resample/{algorithm}/{dataset}/{category}/seed{seed}.json",
+        files=files("resample"),
+    output:
+        resampled=update("results/resampled/{algorithm}/{dataset}/{category}/seed{seed}.h5"),
+        stamp="results/resampled/{algorithm}/{dataset}/{category}/seed{seed}.provenance.json",
+    log:
+        "results/logs/resample/{algorithm}/{dataset}/{category}/seed{seed}.log",
+    conda:
+        "../envs/visionad.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        stage=WARM,
+    message:
+        "resampling {wildcards.algorithm} on {wildcards.dataset}/{wildcards.category}, seed {wildcards.seed}"
+    shell:
+        "{params.stage}.resample {input.job} --threads {threads} > {log} 2>&1"

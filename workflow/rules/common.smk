@@ -1,6 +1,7 @@
 # What all rules share: the plan of this run, and inputs that translate its fingerprints.
 import atexit
 import functools
+import json
 import os
 import shlex
 import subprocess
@@ -71,7 +72,7 @@ def prepare():
 
 
 def finish():
-    """Keep the store under its cap and record results for DVC, at the end of any real run.
+    """Keep the store under its cap, record and log results, at the end of any real run.
 
     Not in `onsuccess`, which a run with nothing to do never reaches: an edit may have changed what
     DVC compares, a comment say, and no result. DVC records by itself what it runs.
@@ -79,6 +80,10 @@ def finish():
     PLAN.collect()
     if RUN.pipeline.record and "DVC_STAGE" not in os.environ:
         subprocess.run([sys.executable, "-m", "workflow.record"], cwd=workflow.basedir)
+    if RUN.logger.kind != "none":
+        words = [f"{key}={json.dumps(value)}" for key, value in config.items()]
+        command = [sys.executable, "-m", "workflow.track", "--config", *words]
+        subprocess.run(command, cwd=workflow.basedir)
 
 
 def is_forced(job, settings):
@@ -114,12 +119,15 @@ if workflow.is_main_process and RUN.pipeline.warm and warm.serves(RUN.device):
 # Seconds that a server saves a job, on one core; it costs some itself.
 SAVES = {
     "features": 3,
+    "augment": 3,
     "teach": 3,
     "train": 3,
     "predict": 3,
     "learning": 3,
     "evaluate": 0.6,
+    "resample": 0.6,
     "sheet": 0.6,
+    "gallery": 0.6,
 }
 SERVER_SECONDS = 4
 USES_GPU = int(RUN.device != "cpu")
@@ -159,6 +167,11 @@ def files(stage):
         return [path for path in dict.fromkeys(paths) if path not in PLAN.absent]
 
     return inputs
+
+
+def module(stage):
+    """Function of wildcards: the module of `stages` that runs a job."""
+    return lambda wildcards: job_of(stage, wildcards).module
 
 
 def everything(wildcards):

@@ -90,6 +90,30 @@ rule features:
         "{params.stage}.features {input.job} --threads {threads} > {log} 2>&1"
 
 
+rule augment:
+    input:
+        job=".plan/augment/{backbone}/{dataset}/{category}.json",
+        files=files("augment"),
+    output:
+        features="results/features/{backbone}/{dataset}/augmented/{category}.h5",
+        stamp="results/features/{backbone}/{dataset}/augmented/{category}.provenance.json",
+    log:
+        "results/logs/augment/{backbone}/{dataset}/{category}.log",
+    retries: 1
+    conda:
+        "../envs/visionad.yaml"
+    threads: 1
+    resources:
+        mem_mb=2500,
+        gpu=USES_GPU,
+    params:
+        stage=WARM,
+    message:
+        "features of augmented {wildcards.dataset}/{wildcards.category} by {wildcards.backbone}"
+    shell:
+        "{params.stage}.augment {input.job} --threads {threads} > {log} 2>&1"
+
+
 rule teach:
     input:
         job=".plan/teach/{teacher}.json",
