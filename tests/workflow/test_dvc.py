@@ -61,7 +61,7 @@ class TestStages:
         folders = [out["path"] for stage in lock["stages"].values() for out in stage["outs"]]
         for job in recorded.plan().jobs.values():
             for path in job.outputs.values():
-                assert any(path.startswith(f"{folder}/") for folder in folders), path
+                assert any(f"{path}/".startswith(f"{folder}/") for folder in folders), path
 
 
 @pytest.fixture(scope="module")
