@@ -164,4 +164,5 @@ def test_it_measures_both_sides(tmp_path):
     assert "left out" not in text
     rows = {line.split(" |")[0]: line for line in text.splitlines() if line.startswith("| ")}
     assert {"| patchcore", "| coreset"} <= set(rows)
-    assert text.count("covering radius") == 2
+    # Of both sides, with and without projection.
+    assert text.count("covering radius of") == 4

@@ -330,6 +330,7 @@ def test_colours_follow_the_system_and_the_switch(opened: Open) -> None:
         sum(map(int, light[4:-1].split(", "))) > 700 > 200 > sum(map(int, dark[4:-1].split(", ")))
     )
     page.click("nav a >> text=About")  # the choice goes along
+    page.wait_for_url("**/about.html")
     assert page.evaluate(paper) == light
 
 
