@@ -80,10 +80,9 @@ class ResultJobs(AlgorithmJobs):
         )
 
     def _localisation(self, predict: Job, index: Job) -> Job:
-        dataset, metrics = predict.key["dataset"], self.run.metrics.values()
+        dataset, pl = predict.key["dataset"], self._pl
         algorithm, category = predict.key["algorithm"], predict.key["category"]
-        found = [metric.parameters for metric in metrics if metric.metric == "pl"]
-        if not found:
+        if pl is None:
             raise ParamsError("localisation: the run has no metric pl to show; add it to metrics")
         place = f"results/figures/{dataset}/localisation/{algorithm}/{category}"
         return Job(
@@ -94,7 +93,7 @@ class ResultJobs(AlgorithmJobs):
                 "interpolation": self.protocol.interpolation,
                 "evaluation_size": self.protocol.evaluation_size,
                 "root": self.run.datasets[dataset].root,
-                "pl": found[0],
+                "pl": pl,
                 "figures": self.run.figures.model_dump(),
             },
             {"localisation": place, "provenance": f"{place}.provenance.json"},
@@ -104,6 +103,12 @@ class ResultJobs(AlgorithmJobs):
             data=self._style(),
             sees={index.name: TRUTH},
         )
+
+    @property
+    def _pl(self) -> dict[str, Any] | None:
+        """Parameters of the run's first Proportion Localised, whose boxes are drawn."""
+        found = (one.parameters for one in self.run.metrics.values() if one.metric == "pl")
+        return next(found, None)
 
     def _style(self) -> dict[str, str | None]:
         """Digest of the style that figures are drawn in."""
@@ -186,7 +191,6 @@ class ResultJobs(AlgorithmJobs):
 
     def _compare(self, dataset: str, aggregate: Job, resamples: list[Job]) -> Job:
         benchmark, place = self.run.benchmark, f"results/significance/{dataset}"
-        style = self.root / "params" / "figures.mplstyle"
         return Job(
             "compare",
             {"dataset": dataset},
@@ -205,7 +209,7 @@ class ResultJobs(AlgorithmJobs):
                 "resampled": [job.outputs["resampled"] for job in resamples],
             },
             upstream=[aggregate, *resamples],
-            data={"style": self.cache.get("sha256", style, sha256_file)},
+            data=self._style(),
         )
 
     def _figures(self, dataset: str, aggregate: Job, compare: Job) -> Job:
@@ -286,14 +290,15 @@ class ResultJobs(AlgorithmJobs):
 
     def _gallery_parameters(self, dataset: str) -> dict[str, Any]:
         """What pictures and maps of the report's gallery have in common."""
-        run = self.run
-        pl = [one.parameters for one in run.metrics.values() if one.metric == "pl"]
+        run, pl = self.run, self._pl
+        if pl is None:
+            pl = metric_parameters(self.root / PL)().model_dump(mode="json")
         return {
             "categories": run.categories[dataset],
             "root": run.datasets[dataset].root,
             "evaluation_size": self.protocol.evaluation_size,
             "crop": self.protocol.crop,
-            "pl": pl[0] if pl else metric_parameters(self.root / PL)().model_dump(mode="json"),
+            "pl": pl,
         }
 
     def _pictures(self, dataset: str, indexes: list[Job]) -> Job:
