@@ -147,10 +147,12 @@ def check(draft: Draft, root: Path = ROOT) -> Check:
         report = Path(folder, "report.xml")
         only = f"[{draft.name}] or [{draft.name}- or -{draft.name}]"
         words = ["-m", "pytest", CONTRACT, "-k", only, f"--junitxml={report}"]
+        environment = _environment(place)
+        environment.pop("CI", None)  # makes pytest explain every difference, however long it takes
         done = subprocess.run(
             [sys.executable, *words, "-p", "no:cacheprovider", "--color=no"],
             cwd=place,
-            env=_environment(place),
+            env=environment,
             capture_output=True,
             text=True,
         )

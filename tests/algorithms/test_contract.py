@@ -36,6 +36,7 @@ from tests.algorithms.conftest import (
     MEMBERS,
     NETWORK,
     SIZE,
+    Fitted,
     declared,
     teachers,
     trained_base,
@@ -182,7 +183,14 @@ def assert_same_bytes(left: Prediction, right: Prediction) -> None:
     one, other = arrays(left), arrays(right)
     assert one.keys() == other.keys()
     for output, values in one.items():
-        assert values.tobytes() == other[output].tobytes(), output
+        # Not within the assertion: where CI is set, pytest would compare the bytes for many minutes
+        same = values.tobytes() == other[output].tobytes()
+        assert same, output
+
+
+def assert_same_model(left: Fitted, right: Fitted) -> None:
+    same = left.model == right.model
+    assert same, "model.safetensors"
 
 
 def assert_close(left: Prediction, right: Prediction) -> None:
@@ -214,7 +222,7 @@ def test_same_seed_gives_same_bytes(
     name: str, settings: Settings, fitted: Any, toy: Any, fit: Any, predict: Any
 ) -> None:
     again = fit(name, settings.parameters, toy.train, epochs=settings.epochs)
-    assert again.model == fitted.model
+    assert_same_model(again, fitted)
     assert_same_bytes(predict(again.algorithm, toy.test), predict(fitted.algorithm, toy.test))
 
 
@@ -233,7 +241,7 @@ def test_what_only_prediction_reads_trains_nothing(
     states = [*one.state().items()], [*other.state().items()]
     for (key, left), (same_key, right) in zip(*states, strict=True):
         assert key == same_key
-        assert left.numpy().tobytes() == right.numpy().tobytes(), key
+        assert torch.equal(left, right), key
 
 
 def test_loaded_model_predicts_the_same(
@@ -339,7 +347,7 @@ def test_killed_training_resumes_to_the_same_bytes(
     assert resumed.progress.resumed == 1
     assert resumed.progress.epochs == 4
     assert resumed.progress.losses == straight.progress.losses
-    assert resumed.model == straight.model
+    assert_same_model(resumed, straight)
     assert_same_bytes(predict(resumed.algorithm, toy.test), predict(straight.algorithm, toy.test))
 
 
@@ -354,7 +362,7 @@ def test_training_goes_on_after_a_preparation_for_prediction(
     Checkpoint(tmp_path / "checkpoint", "a fingerprint").save(first.algorithm, first.progress)
     longer = fit(name, settings.parameters, toy.train, epochs=3, folder=tmp_path)
     assert longer.progress.resumed == 1
-    assert longer.model == fit(name, settings.parameters, toy.train, epochs=3).model
+    assert_same_model(longer, fit(name, settings.parameters, toy.train, epochs=3))
 
 
 def test_spent_budget_stops_after_one_epoch(
