@@ -8,7 +8,6 @@ of Proportion Localised as lines in thousandths of the image's sides.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from stages.artifacts.images import load_image, united_mask
 from stages.artifacts.index import read_index, usable
 from stages.artifacts.job import Job
 from stages.command import Options, run
+from stages.shown import in_turn
 
 GOOD_SHARE = 6  # one of so many is a good one
 UNITS = 1000  # of the lines' coordinates
@@ -32,12 +32,9 @@ TOLERANCE = 0.6  # pixels by which an outline may be off
 
 def choose(table: pd.DataFrame, count: int) -> list[str]:
     """Choose ids of test images: defect types in turn, then good ones."""
-    good = sorted(table.loc[table["label"] == 0, "image_id"])
-    defects = table[table["label"] == 1].groupby("defect_type")["image_id"]
-    turns = itertools.zip_longest(*(sorted(ids) for _, ids in defects))
-    in_turn = [image_id for turn in turns for image_id in turn if image_id is not None]
-    few = min(len(good), max(-(-count // GOOD_SHARE), count - len(in_turn)))
-    return [*in_turn[: count - few], *good[:few]]
+    good, defective = in_turn(table)
+    few = min(len(good), max(-(-count // GOOD_SHARE), count - len(defective)))
+    return [*defective[: count - few], *good[:few]]
 
 
 def strip(tiles: Sequence[np.ndarray], side: int, path: Path, quality: int) -> None:

@@ -7,7 +7,6 @@ runs from the lowest 1st to the highest 99.9th percentile of the maps that it sh
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from stages.artifacts.job import Job
 from stages.artifacts.maps import read_info, read_maps, read_scores
 from stages.command import Options, run
 from stages.drawing import STYLE, save
+from stages.shown import in_turn
 
 COLUMNS = ("image", "ground truth", "anomaly map", "overlay")
 # Pixels: the sheet's width, between blocks, between tiles, above a block, above a row of tiles.
@@ -145,11 +145,8 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 def choose(table: pd.DataFrame, count: int) -> list[str]:
     """Choose ids of images: a good one, then defect types in turn; further good ones fill up."""
-    good = sorted(table.loc[table["label"] == 0, "image_id"])
-    defects = table[table["label"] == 1].groupby("defect_type")["image_id"]
-    turns = itertools.zip_longest(*(sorted(ids) for _, ids in defects))
-    in_turn = [image_id for turn in turns for image_id in turn if image_id is not None]
-    return [*good[:1], *in_turn, *good[1:]][:count]
+    good, defective = in_turn(table)
+    return [*good[:1], *defective, *good[1:]][:count]
 
 
 def read_block(category: str, maps: Path, index: Path, parameters: Mapping[str, Any]) -> Block:

@@ -196,7 +196,7 @@ class ResultJobs(AlgorithmJobs):
             {"dataset": dataset},
             {
                 **self.run.comparison.model_dump(),
-                "title": benchmark.title,
+                "title": self._title,
                 "algorithms": benchmark.algorithms,
                 "metrics": benchmark.metrics,
                 "categories": self.run.categories[dataset],
@@ -219,7 +219,7 @@ class ResultJobs(AlgorithmJobs):
             {"dataset": dataset},
             {
                 "figures": self.run.figures.model_dump(),
-                "title": benchmark.title,
+                "title": self._title,
                 "algorithms": benchmark.algorithms,
                 "metrics": benchmark.metrics,
                 "categories": self.run.categories[dataset],
@@ -451,7 +451,7 @@ class ResultJobs(AlgorithmJobs):
             "page",
             {"page": name},
             {
-                "title": run.benchmark.title,
+                "title": self._title,
                 "preset": self.overrides.get("preset"),
                 "datasets": datasets,
                 "page": page.path,
