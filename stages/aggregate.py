@@ -320,6 +320,12 @@ def short_commit(commit: str) -> str:
     return digits[:12] + mark + rest
 
 
+def commits(costs: pd.DataFrame) -> str:
+    """Say which commit made which algorithm's numbers, the commonest first."""
+    own = costs.groupby("algorithm", sort=False)["commit"]
+    return grouped({str(name): unique(found, short_commit) for name, found in own})
+
+
 def unique(values: pd.Series, text: Callable[[Any], str] = str, missing: str = "unknown") -> str:
     """Write a column's different values, in order, or ``missing`` if it has none."""
     return ", ".join(dict.fromkeys(text(value) for value in values.dropna())) or missing
@@ -349,7 +355,7 @@ def render(long: pd.DataFrame, costs: pd.DataFrame, parameters: Mapping[str, Any
         f"backbone {grouped({name: one['backbone'] for name, one in settings.items()})}; "
         f"images {grouped({name: one['image_size'] for name, one in settings.items()}, ' px')}, "
         f"maps and masks {parameters['evaluation_size']} px; "
-        f"commit {unique(costs['commit'], short_commit)}; "
+        f"commit {commits(costs)}; "
         f"{unique(costs['processor'])}, {unique(costs['threads'])} threads, "
         f"GPU {unique(costs['gpu'], missing='none')}.",
     ]

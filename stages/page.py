@@ -164,7 +164,7 @@ def render(
         seeds=unique(long["seed"]),
         budget="unlimited" if budget is None else f"{budget:g} s",
         evaluation_size=unique(long["evaluation_size"]),
-        commit=unique(costs["commit"], aggregate.short_commit),
+        commit=aggregate.commits(costs),
         processor=unique(costs["processor"]),
         cores=unique(costs["cores"]),
         threads=unique(costs["threads"]),

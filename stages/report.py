@@ -157,7 +157,7 @@ class Report:
             "gpu": unique(costs["gpu"], missing="none"),
             "system": unique(costs["system"]),
             "packages": unique(costs["packages"], missing="unknown"),
-            "commit": unique(costs["commit"], aggregate.short_commit),
+            "commit": aggregate.commits(costs),
         }
 
     def write_categories(self, data: dict[str, Any]) -> None:

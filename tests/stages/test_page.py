@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from stages import page
-from stages.aggregate import COSTS, LONG, write_table
+from stages.aggregate import COSTS, LONG, commits, write_table
 from stages.artifacts.files import StageError
 from stages.artifacts.job import Job
 from stages.command import Options
@@ -191,6 +191,18 @@ def test_says_how_it_was_made(tmp_path: Path) -> None:
     assert cells(text, "Costs")["mpdd/screw"] == [
         "padim", "12.0", "3", "budget", "10.5", "20.0", "400",
     ]  # fmt: skip
+
+
+def test_says_which_commit_made_which_rows(tmp_path: Path) -> None:
+    costs = pd.DataFrame(
+        {
+            "algorithm": ["padim", "padim", "spade", "random"],
+            "commit": ["a" * 40, "a" * 40, "a" * 40, "b" * 40 + "+changes"],
+        }
+    )
+    assert commits(costs) == f"{'a' * 12}, but {'b' * 12}+changes (random)"
+    costs.loc[1, "commit"] = None
+    assert commits(costs.iloc[:2]) == "a" * 12
 
 
 def test_no_preset_and_no_budget(tmp_path: Path) -> None:
