@@ -156,7 +156,7 @@ class TestBank:
         again = fit("cfa", {"bank_reduction": 4}, feature_toy.train)
         bank = reduced.algorithm.bank.numpy()
         assert bank.shape == (64, 60)
-        assert reduced.model == again.model
+        assert reduced.same_model(again)
         # Each centre is the mean of the members that are nearest to it.
         owners = ((whole[:, None] - bank[None]) ** 2).sum(axis=2).argmin(axis=1)
         means = np.stack([whole[owners == centre].mean(axis=0) for centre in range(64)])

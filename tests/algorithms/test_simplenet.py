@@ -140,7 +140,7 @@ def test_resumed_training_goes_on_in_the_schedule(
     resumed = fit("simplenet", parameters, feature_toy.train, epochs=4, folder=tmp_path)
     assert resumed.progress.resumed == 1
     assert resumed.algorithm.epoch == straight.algorithm.epoch == 4
-    assert resumed.model == straight.model
+    assert resumed.same_model(straight)
 
 
 def test_map_and_score(feature_toy: Any, fit: Any, predict: Any) -> None:
