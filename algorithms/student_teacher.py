@@ -81,13 +81,17 @@ def error_and_uncertainty(teacher: Tensor, students: Tensor) -> Tensor:
 def draw_part(side: int, stride: int, window: int | None) -> tuple[int, int]:
     """Draw the first of the pixels that a step learns from, along one side, and their extent.
 
-    They lie ``stride`` apart, and in the whole image (None) or within a window.
+    They lie ``stride`` apart, and in the whole image (None) or within a window. A window is drawn
+    from all that reach a pixel, and moved into the image: else borders were hardly ever seen.
     """
-    if window is None:
+    if window is None or window >= side:
         start = int(torch.randint(stride, ()))
         return start, side - start
-    length = (min(window, side) - 1) // stride * stride + 1
-    return int(torch.randint(side - length + 1, ())), length
+    length = (window - 1) // stride * stride + 1
+    last = side - length
+    start = int(torch.randint(1 - length, side, ()))
+    steps = -(start // stride) if start < 0 else min((last - start) // stride, 0)
+    return min(max(start + steps * stride, 0), last), length
 
 
 class Moments:

@@ -143,6 +143,18 @@ def test_steps_meet_every_pixel_in_the_end(stride: int, window: int | None, coun
     assert set(seen) == set(range(SIDE))
 
 
+@pytest.mark.parametrize("stride", [1, 4])
+def test_windows_see_borders_as_often_as_the_middle(stride: int) -> None:
+    torch.manual_seed(0)
+    side, draws = 64, 4000
+    seen = np.zeros(side)
+    for _ in range(draws):
+        start, length = draw_part(side, stride, 17)
+        seen[start : start + length : stride] += 1
+    assert seen.min() > 0.65 * seen.mean()
+    assert seen.max() < 1.7 * seen.mean()
+
+
 @pytest.mark.parametrize("window", [None, 9])
 def test_a_step_learns_from_the_pixels_drawn(images: Tensor, window: int | None) -> None:
     model = algorithm(17, training_stride=4, window=window)
