@@ -302,6 +302,30 @@ class TestSomethingToDo:
         assert values(repository) == undisturbed
 
 
+# Runs Snakemake, and counts the timers that its scheduler starts.
+COUNTING = """
+import sys, threading
+from snakemake.scheduling.job_scheduler import JobScheduler
+
+start, started = JobScheduler._schedule_reevalutation, []
+JobScheduler._schedule_reevalutation = lambda self, delay: started.append(start(self, delay))
+from snakemake.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(len(started), "timers")
+"""
+
+
+def test_scheduler_looks_only_when_a_job_has_ended(tmp_path: Path) -> None:
+    """Snakemake's limit of jobs a second costs more with every job; it is for clusters."""
+    repository = make_repository(tmp_path / "repository", ("bolt", "nut"))
+    words = ("--cores", "1", "--until", "index", "--config", "preset=tiny")
+    done = succeeds(repository.python("-c", COUNTING, *words))
+    assert len(re.findall(r"^Job \d+: indexing", done.stdout + done.stderr, re.MULTILINE)) == 2
+    assert done.stdout.splitlines()[-1] == "0 timers"
+
+
 class TestOneAtATime:
     """Two runs in one folder would tread on each other."""
 
