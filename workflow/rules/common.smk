@@ -103,7 +103,7 @@ onstart:
     if workflow.local_exec:
         # Limits how many jobs are submitted a second, for clusters. Here every job that ends would
         # leave one more timer that has all that is ready looked at each second, to the run's end:
-        # a seventh of a core after 300 jobs (snakemake/snakemake#3804).
+        # a quarter of a core after 330 jobs (snakemake/snakemake#3804).
         workflow.scheduler.job_rate_limiter = None
     saved = sum(SAVES.get(job.rule.name, 0) for job in workflow.dag.needrun_jobs())
     if WARM != STAGE and workflow.local_exec and saved / workflow.cores > SERVER_SECONDS:
