@@ -304,7 +304,7 @@ class TestSomethingToDo:
 
 # Runs Snakemake, and counts the timers that its scheduler starts.
 COUNTING = """
-import sys, threading
+import sys
 from snakemake.scheduling.job_scheduler import JobScheduler
 
 start, started = JobScheduler._schedule_reevalutation, []
